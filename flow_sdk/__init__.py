@@ -1,0 +1,104 @@
+"""Flow runs a command, a file or a function on a GPU machine as if it were local.
+
+    import flow_sdk as flow
+
+    task = flow.run("python train.py", gpu="a100")
+    for line in task.logs(follow=True):
+        print(line)
+
+Names are loaded at their first use, so importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "flow_sdk.client": (
+        "Flow",
+        "cancel",
+        "create_volume",
+        "delete_volume",
+        "get_task",
+        "get_volume",
+        "list_tasks",
+        "list_volumes",
+        "mount_volume",
+        "rerun",
+        "run",
+        "submit",
+        "upload_code",
+    ),
+    "flow_sdk.config": ("TaskConfig", "VolumeSpec"),
+    "flow_sdk.providers": ("Instance", "Offer", "Volume"),
+    "flow_sdk.task": ("Task",),
+    "flow_sdk.errors": (
+        "AuthenticationError",
+        "ConfigError",
+        "FlowError",
+        "MountError",
+        "NoCapacityError",
+        "ProviderError",
+        "QuotaExceededError",
+        "ResourceNotFoundError",
+        "TaskFailedError",
+        "UploadTooLargeError",
+        "ValidationError",
+        "WaitTimeoutError",
+    ),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted([*_HOME_OF, "__version__"])
+
+
+def __getattr__(name: str) -> object:
+    module = _HOME_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+if TYPE_CHECKING:
+    from flow_sdk.client import (
+        Flow,
+        cancel,
+        create_volume,
+        delete_volume,
+        get_task,
+        get_volume,
+        list_tasks,
+        list_volumes,
+        mount_volume,
+        rerun,
+        run,
+        submit,
+        upload_code,
+    )
+    from flow_sdk.config import TaskConfig, VolumeSpec
+    from flow_sdk.errors import (
+        AuthenticationError,
+        ConfigError,
+        FlowError,
+        MountError,
+        NoCapacityError,
+        ProviderError,
+        QuotaExceededError,
+        ResourceNotFoundError,
+        TaskFailedError,
+        UploadTooLargeError,
+        ValidationError,
+        WaitTimeoutError,
+    )
+    from flow_sdk.providers import Instance, Offer, Volume
+    from flow_sdk.task import Task

@@ -1,0 +1,76 @@
+"""Waiting for a change in a folder: inotify where it works, brief polling elsewhere (network filesystems, macOS)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+POLL_S = 0.05
+NETWORK_FILESYSTEMS = ("nfs", "lustre", "cifs", "smb", "9p", "gpfs", "beegfs", "ceph", "afs", "fuse")
+IN_MODIFY, IN_CLOSE_WRITE, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x2, 0x8, 0x80, 0x100, 0x200
+MASK = IN_MODIFY | IN_CLOSE_WRITE | IN_MOVED_TO | IN_CREATE | IN_DELETE
+
+
+class Watch:
+    """Wakes when something in one of the folders changes. Events are only wake-ups: look at the files to see what is so.
+
+    Args:
+        folders: existing folders; what lies in their subfolders is not watched.
+    """
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        paths = [os.fsencode(folder) for folder in folders]
+        self._fd = -1
+        if sys.platform == "linux" and not any(on_network(os.fsdecode(path)) for path in paths):
+            self._fd = open_inotify(paths)
+        self._poller = select.poll()
+        if self._fd >= 0:
+            self._poller.register(self._fd, select.POLLIN)
+
+    def wait(self, timeout_s: float) -> None:
+        """Returns at a change since the last wait, or when the time is up; where it must poll, within 50 ms."""
+        if self._fd < 0:
+            time.sleep(min(POLL_S, timeout_s))
+        elif self._poller.poll(timeout_s * 1000):
+            os.read(self._fd, 1 << 16)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_inotify(paths: list[bytes]) -> int:
+    """An inotify descriptor for the folders, or -1 where the kernel or the user's limits give none."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = int(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+    if fd >= 0 and any(libc.inotify_add_watch(fd, path, MASK) < 0 for path in paths):
+        os.close(fd)
+        return -1
+    return fd
+
+
+def on_network(path: str) -> bool:
+    """Whether the folder is on a filesystem that other machines write to, which inotify does not see."""
+    real = os.path.realpath(path)
+    kind, longest = "", -1
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:
+            _, at, found, *_ = line.split(" ")
+            if len(at) > longest and (at == "/" or real == at or real.startswith(at + "/")):
+                kind, longest = found, len(at)
+    return kind.startswith(NETWORK_FILESYSTEMS)
