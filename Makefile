@@ -17,8 +17,8 @@ test: ## set everything up, then run lint and all tests
 	@scripts/test.sh
 
 lint: setup ## ruff (rules and format) and mypy
-	$(PYTHON) -m ruff check .
-	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check --extend-exclude .cache .
+	$(PYTHON) -m ruff format --check --extend-exclude .cache .
 	$(PYTHON) -m mypy
 
 bench: setup ## measure Flow beside its peers and print one table

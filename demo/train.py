@@ -75,7 +75,6 @@ def main() -> None:
     x_train, y_train = spirals(rng, 4000)
     x_test, y_test = spirals(rng, 1000)
     layers = initial_layers(rng)
-    losses = []
     for epoch in range(1, EPOCHS + 1):
         rate = LEARNING_RATE * 0.5 * (1.0 + np.cos(np.pi * (epoch - 1) / EPOCHS))
         order = rng.permutation(len(x_train))
@@ -87,7 +86,6 @@ def main() -> None:
             for layer, layer_slopes in zip(layers, slopes, strict=True):
                 for part, slope in zip(layer, layer_slopes, strict=True):
                     part -= rate * slope
-        losses.append(train_loss)
         test_loss, accuracy = evaluate(layers, x_test, y_test)
         print(  # noqa: T201
             f"epoch {epoch:2d}/{EPOCHS}  loss {train_loss:.4f}  test loss {test_loss:.4f}  accuracy {accuracy:6.1%}",
@@ -95,8 +93,9 @@ def main() -> None:
         )
     result = {
         "accuracy": round(accuracy, 4),
+        "train_loss": round(train_loss, 4),
         "test_loss": round(test_loss, 4),
-        "losses": [round(loss, 4) for loss in losses],
+        "epochs": EPOCHS,
         "parameters": sum(part.size for layer in layers for part in layer),
         "seconds": round(time.perf_counter() - started, 2),
     }

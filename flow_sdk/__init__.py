@@ -11,7 +11,7 @@ Names are loaded at their first use, so importing the package costs next to noth
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # typing itself would be most of what this import costs
 
 __version__ = "0.1.0"
 

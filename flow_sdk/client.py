@@ -8,6 +8,7 @@ import re
 import secrets
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -284,7 +285,10 @@ def submit_config(
         price_per_hour_usd=total_price(offer, config),
         note=offer.note,
     )
-    return start(record, config, offer, private)
+    task = start(record, config, offer, private)
+    if offer.note:
+        sys.stderr.write(f"flow: {offer.note}\n")
+    return task
 
 
 def start(record: store.Record, config: TaskConfig, offer: Offer, private: dict[str, Any]) -> Task:

@@ -153,7 +153,7 @@ def check_target(target: str, what: str = "Mount path") -> str:
         raise ValidationError(f"{what} {target!r} has a NUL character in it.")
     parts = [part for part in target.split("/") if part not in ("", ".")]
     if not target.startswith("/"):
-        if not parts or "://" in target:
+        if not parts or ":" in target:
             raise ValidationError(f"{what} must be an absolute path such as /data.", ["Use /data."])
         right = "/" + "/".join(part for part in parts if part not in ("..", "~"))
         raise ValidationError(f"{what} {target!r} is not absolute, did you mean {right!r}?", [f"Use {right}."])
@@ -343,7 +343,7 @@ def _local(target: str, source: str, must_exist: bool) -> Mount:
         ) from None
     normal = os.path.realpath(path) if ".." in path.parts else os.path.normpath(path)
     normal = "/" + normal.lstrip("/")
-    if must_exist and not os.path.exists(normal):  # noqa: PTH110 (Path.exists raises on a name that is too long)
+    if must_exist and not os.path.exists(normal):
         raise _missing(target, source, normal)
     return Mount("local", normal, target, read_only=False, path=normal)
 
@@ -363,7 +363,7 @@ def _relative(target: str, source: str) -> ValidationError:
             return ValidationError(
                 f"The source {_short(source)} of mount {target} is no URL, did you mean {right}?", [f"Use {right}."]
             )
-    suggestions = [f"Use {os.path.abspath(source)} for that path on this machine."]  # noqa: PTH100 (resolve follows links)
+    suggestions = [f"Use {os.path.abspath(source)} for that path on this machine."]
     if re.fullmatch(VOLUME_NAME, source):
         suggestions.append(f"Use volume://{source} for the volume of that name.")
     if not _bad_bucket(source):
@@ -375,21 +375,21 @@ def _relative(target: str, source: str) -> ValidationError:
 
 def _missing(target: str, source: str, path: str) -> ValidationError:
     before, colon, after = source.rpartition(":")
-    if colon and after.startswith("/") and os.path.exists(before):  # noqa: PTH110
+    if colon and after.startswith("/") and os.path.exists(before):
         return ValidationError(
             f"The local path {source!r} of mount {target} does not exist.",
             [f"Write {after}={before} to mount it there."],
         )
     suggestions = []
     parent, name = os.path.split(path)
-    if os.path.isdir(parent):  # noqa: PTH112
+    if os.path.isdir(parent):
         from difflib import get_close_matches
 
         try:
-            names = os.listdir(parent)  # noqa: PTH208
+            names = os.listdir(parent)
         except OSError:
             names = []
-        suggestions = [f"Did you mean {os.path.join(parent, near)}?" for near in get_close_matches(name, names, n=1)]  # noqa: PTH118
+        suggestions = [f"Did you mean {os.path.join(parent, near)}?" for near in get_close_matches(name, names, n=1)]
     return ValidationError(
         f"The local path {path!r} of mount {target} does not exist.",
         [*suggestions, "Create it first, or check the spelling."],
@@ -446,7 +446,7 @@ def _git(target: str, scheme: str, rest: str, must_exist: bool) -> Mount:
         )
     authority, slash, path = rest.partition("/")
     user, login, name = authority.rpartition("@")
-    if scheme == "git+file" and must_exist and "@" in path and os.path.exists(unquote(slash + path)):  # noqa: PTH110
+    if scheme == "git+file" and must_exist and "@" in path and os.path.exists(unquote(slash + path)):
         path = path.replace("@", "%40")
     path, at, ref = (slash + path).rpartition("@") if "@" in path else (slash + path, "", "")
     url = f"{scheme.removeprefix('git+')}://{user}{login}{name.lower()}{path}"
@@ -461,7 +461,7 @@ def _git(target: str, scheme: str, rest: str, must_exist: bool) -> Mount:
                 f"The source of mount {target} must name an absolute path: git+file:///path/to/repo.",
                 [f"Use git+file:///{authority}{path}."] if authority else [],
             )
-        if must_exist and not os.path.exists(unquote(path)):  # noqa: PTH110
+        if must_exist and not os.path.exists(unquote(path)):
             raise _missing(target, unquote(path), unquote(path))
     else:
         host, shown = _host(target, url)

@@ -14,25 +14,31 @@ Started as `python -I -S -c "import sys; sys.path.append(DIR); import runner; ru
 
 from __future__ import annotations
 
+# Every import here is waiting time of every task. json and signal would load re and enum, and ctypes its classes: twice
+# the time of a bare interpreter. Their C halves are all that is needed before the command runs.
 import errno
 import fcntl
-import json
 import os
 import select
-import signal
 import sys
 import time
+from _json import encode_basestring_ascii, make_scanner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable, Iterable
     from typing import Any, NoReturn
+else:
+    import _signal as signal
 
 LINUX = sys.platform == "linux"
 HEARTBEAT_S = 30.0
 CHUNK_BYTES = 1 << 20
 PIPE_BYTES = 1 << 20
 STATUS_BYTES = 4096
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+WAITS_FOR_DISK = "The disk is full; the command waits until its output can be written."
 DISK_RETRY_S = 0.5
 DISK_PATIENCE_S = 30.0
 MOUNT_TIMEOUT_S = 60.0
@@ -58,16 +64,17 @@ def main() -> NoReturn:
     task_dir, lock_fd = sys.argv[1], int(sys.argv[2])
     os.set_inheritable(lock_fd, False)
     os.setsid()
-    os.ftruncate(lock_fd, 0)
-    os.pwrite(lock_fd, b"%d\n" % os.getpid(), 0)
     with open(os.path.join(task_dir, "task.json"), encoding="utf-8") as file:
-        spec = json.load(file)
+        spec = from_json(file.read())
     try:
         with open(os.path.join(task_dir, "secrets.json"), encoding="utf-8") as file:
-            spec["secrets"] = json.load(file)
+            spec["secrets"] = from_json(file.read())
     except FileNotFoundError:
         spec["secrets"] = {}
-    Guard(task_dir, spec).run()
+    guard = Guard(task_dir, spec)
+    # From here on we are signalled; until here, a wish to stop waits in stop.json.
+    os.pwrite(lock_fd, b"%d\n" % os.getpid(), 0)
+    guard.run()
     os._exit(0)
 
 
@@ -88,6 +95,8 @@ class Guard:
         ranks = list(range(self.lease["nodes"]))
         per_node = self.lease.get("gpus_per_node", 0)
         try:
+            if os.path.exists(os.path.join(self.task_dir, "stop.json")):
+                raise Stopped
             gpus = self.take_gpus(ranks, per_node * len(ranks)) if per_node else []
         except Stopped:
             for rank in ranks:
@@ -121,6 +130,8 @@ class Guard:
             signals = os.read(self.wake_fd, 4096)
             if signal.SIGTERM in signals and not stopping:
                 stopping = True
+                # For a runner that is just being born and does not hear signals yet.
+                write_stop(self.task_dir, *stop_reason(self.task_dir))
                 self.signal_runners()
             for pid, wait_status in reap():
                 rank = self.runners.pop(pid, None)
@@ -153,6 +164,19 @@ class Guard:
         return "lost"
 
 
+def uptime() -> float:
+    """Seconds that no change of the clock moves, sleep of the machine included where the system counts it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME if LINUX else time.CLOCK_MONOTONIC)
+
+
+BORN = time.time() - uptime()
+
+
+def clock() -> float:
+    """Seconds since 1970 by the clock as it was when we started: durations stay true when somebody sets it."""
+    return BORN + uptime()
+
+
 def wake_on_signals() -> int:
     """A descriptor that becomes readable, one byte a signal, when a child ends or we are told to stop."""
     read_fd, write_fd = os.pipe()
@@ -183,7 +207,7 @@ def stop_reason(task_dir: str) -> tuple[str, str]:
     """The (state, reason) that whoever stopped the task left in stop.json."""
     try:
         with open(os.path.join(task_dir, "stop.json"), encoding="utf-8") as file:
-            stop = json.load(file)
+            stop = from_json(file.read())
         return stop["state"], stop["reason"]
     except FileNotFoundError:
         return "cancelled", "The runner was told to stop by a signal."
@@ -192,7 +216,11 @@ def stop_reason(task_dir: str) -> tuple[str, str]:
 def write_stop(task_dir: str, state: str, reason: str) -> None:
     path = os.path.join(task_dir, "stop.json")
     if not os.path.exists(path):
-        replace_file(path, json.dumps({"state": state, "reason": reason}).encode())
+        try:
+            replace_file(path, to_json({"state": state, "reason": reason}).encode())
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
 
 
 def take_gpus(
@@ -332,31 +360,32 @@ class Node:
     def read(self) -> dict[str, Any]:
         try:
             with open(self.path("status.json"), encoding="utf-8") as file:
-                found: dict[str, Any] = json.load(file)
+                found: dict[str, Any] = from_json(file.read())
                 return found
         except FileNotFoundError:
             return {}
 
     def update(self, **changes: Any) -> None:
-        self.status.update(changes, heartbeat=time.time())
-        data = json.dumps(self.status).encode()
+        self.status.update(changes, heartbeat=clock())
+        data = to_json(self.status).encode()
         path = self.path("status.json")
         try:
             replace_file(path, data)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in DISK_FULL:
                 raise
             self.update_on_full_disk(path, data)
 
     def end(self, state: str, reason: str | None, **changes: Any) -> None:
         self.status.update(self.read())
-        self.update(state=state, reason=reason, ended_at=time.time(), **changes)
+        self.update(state=state, reason=reason, ended_at=clock(), **changes)
         unlink_if_there(self.spare)
 
     def reserve(self) -> None:
-        """Sets one block aside, so that the last word can be written on a full disk."""
-        with open(self.spare, "wb") as file:
-            file.write(b" " * STATUS_BYTES)
+        """Sets one block aside, so that the last word can be written on a full disk; the submitter does it too."""
+        if not os.path.exists(self.spare):
+            with open(self.spare, "wb") as file:
+                file.write(b" " * STATUS_BYTES)
 
     def update_on_full_disk(self, path: str, data: bytes) -> None:
         padded = data.ljust(STATUS_BYTES)
@@ -402,6 +431,8 @@ class Runner:
 
     def run(self) -> None:
         self.node.status["pid"] = os.getpid()
+        # All that is started from here on can be found by it.
+        os.environ["FLOW_TASK_ID"] = self.spec["task_id"]
         os.makedirs(self.workspace, mode=0o700, exist_ok=True)
         self.node.reserve()
         if os.path.exists(os.path.join(self.task_dir, "stop.json")):
@@ -421,7 +452,7 @@ class Runner:
             env["FLOW_RESTART_COUNT"] = str(restarts)
             output = Output(self.node)
             pid = self.start(self.command(env), env, output)
-            now = time.time()
+            now = clock()
             self.node.update(
                 state="running",
                 command_pid=pid,
@@ -486,6 +517,10 @@ class Runner:
                 what = cwd if error.filename == cwd else argv[0]
                 os.write(2, f"flow: cannot run {what}: {error.strerror}\n".encode(errors="replace"))
                 os._exit(127 if error.errno == errno.ENOENT else 126)
+            except ValueError as error:
+                os.write(2, f"flow: cannot run {argv[0]}: {error}\n".encode(errors="replace"))
+            finally:
+                os._exit(126)
         for fd in streams:
             os.close(fd)
         return pid
@@ -497,6 +532,7 @@ class Runner:
         streams = output.register(poller) if output else {}
         stopped: tuple[str, str] | None = None
         kill_at: float | None = None
+        disk_full = False
         beat_at = time.monotonic() + HEARTBEAT_S
         while True:
             now = time.monotonic()
@@ -511,6 +547,9 @@ class Runner:
                     output.copy(fd, streams[fd], poller)
             if output and output.held:
                 output.retry(poller)
+            if output and bool(output.held) != disk_full:
+                disk_full = not disk_full
+                self.node.update(reason=WAITS_FOR_DISK if disk_full else self.lease.get("note"))
             for ended, wait_status in reap():
                 if ended == pid:
                     return wait_status, stopped
@@ -523,11 +562,10 @@ class Runner:
                 self.signal_tree(signal.SIGTERM)
             elif kill_at is not None and now >= kill_at:
                 kill_at = now + 1.0
-                self.end_tree()
+                self.signal_tree(signal.SIGKILL)
             if now >= beat_at:
                 beat_at = now + HEARTBEAT_S
-                full = "The disk is full; the command waits until its output can be written."
-                self.node.update(**({"reason": full} if output and output.held else {}))
+                self.node.update()
 
     def signal_tree(self, number: int) -> None:
         if self.container:
@@ -690,7 +728,7 @@ class Runner:
         python = find_program("python3", env) or find_program("python", env)
         if python is None:
             raise NotPrepared("pip packages were asked for, but there is no Python on this machine's PATH.")
-        key = hashlib.sha256(json.dumps([os.path.realpath(python), python, sorted(packages)]).encode()).hexdigest()
+        key = hashlib.sha256(to_json([os.path.realpath(python), python, sorted(packages)]).encode()).hexdigest()
         self.venv = os.path.join(self.lease["venvs"], key[:24])
         ready = os.path.join(self.venv, ".ready")
         os.makedirs(self.lease["venvs"], mode=0o700, exist_ok=True)
@@ -778,7 +816,10 @@ class Runner:
         os.makedirs(cache, mode=0o700, exist_ok=True)
         bucket = mount["bucket"] + (":/" + mount["prefix"].strip("/") if mount.get("prefix") else "")
         options = ["-o", "ro"] if mount.get("read_only", True) else []
-        options += ["-o", f"use_cache={cache}", "-o", "compat_dir", "-o", "retries=2", "-o", "connect_timeout=10"]
+        options += ["-o", f"use_cache={cache}", "-o", "retries=2", "-o", "connect_timeout=10"]
+        if s3fs_knows("compat_dir"):
+            # From 1.92 on, folders that are only part of a key are not seen without it; before, the option is unknown.
+            options += ["-o", "compat_dir"]
         aws = {**os.environ, **self.spec["secrets"].get("env", {}), **self.spec["secrets"].get("aws", {})}
         endpoint = aws.get("AWS_ENDPOINT_URL_S3") or aws.get("AWS_ENDPOINT_URL")
         region = aws.get("AWS_REGION") or aws.get("AWS_DEFAULT_REGION")
@@ -805,11 +846,13 @@ class Runner:
                 if signal.SIGTERM in os.read(fd, 4096):
                     raise Stopped
             if any(ended == pid for ended, _ in reap()) or time.monotonic() > deadline:
-                raise NotPrepared(f"{what}: {last_line(self.node.path('prepare.log')) or 's3fs ended'}")
+                raise NotPrepared(f"{what}: {s3fs_complaint(self.node.path('prepare.log')) or 's3fs ended'}")
         try:
             os.listdir(at)
         except OSError as error:
-            raise NotPrepared(f"{what}: {error.strerror}") from error
+            # It mounts first and looks for the bucket then.
+            complaint = s3fs_complaint(self.node.path("prepare.log"))
+            raise NotPrepared(f"{what}: {complaint or error.strerror}") from error
         return at
 
 
@@ -829,6 +872,7 @@ class Output:
         self.sizes = {number: os.fstat(fd).st_size for number, fd in self.files.items()}
         self.index = os.open(node.path("stdio.index"), flags, 0o600)
         self.last = 0
+        self.note = b""
         self.held: dict[int, tuple[int, bytes]] = {}
         self.readers: dict[int, int] = {}
         self.lost_bytes = 0
@@ -874,17 +918,24 @@ class Output:
     def write(self, number: int, data: bytes) -> bytes:
         """Writes what fits; returns the rest, which is empty unless the disk is full."""
         try:
+            self.write_note()
             if number != self.last:
-                os.write(self.index, b"%d %d %d\n" % (number, self.sizes[1], self.sizes[2]))
+                self.note = b"%d %d %d\n" % (number, self.sizes[1], self.sizes[2])
                 self.last = number
+                self.write_note()
             while data:
                 written = os.write(self.files[number], data)
                 self.sizes[number] += written
                 data = data[written:]
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in DISK_FULL:
                 raise
         return data
+
+    def write_note(self) -> None:
+        """Writes what is left of the index's last line, of which only a part may have fitted on the disk."""
+        while self.note:
+            self.note = self.note[os.write(self.index, self.note) :]
 
     def retry(self, poller: select.poll | None = None) -> None:
         for reader, (number, data) in list(self.held.items()):
@@ -904,10 +955,7 @@ class Output:
             for reader, number in list(self.readers.items()):
                 if reader in self.held:
                     continue
-                try:
-                    data = os.read(reader, CHUNK_BYTES)
-                except BlockingIOError:
-                    data = b""
+                data = read_ready(reader)
                 if not data:
                     self.close_reader(reader)
                 elif rest := self.write(number, data):
@@ -917,8 +965,19 @@ class Output:
                     break
                 time.sleep(DISK_RETRY_S)
         self.lost_bytes = sum(len(data) for _, data in self.held.values())
+        for reader in self.readers:
+            while data := read_ready(reader):
+                self.lost_bytes += len(data)
         for fd in (*self.readers, *self.files.values(), self.index):
             os.close(fd)
+
+
+def read_ready(reader: int) -> bytes:
+    """What a pipe holds now; nothing where it is at its end or empty."""
+    try:
+        return os.read(reader, CHUNK_BYTES)
+    except BlockingIOError:
+        return b""
 
 
 _libc: Any = None
@@ -936,7 +995,15 @@ def libc() -> Any:
 def become_subreaper() -> None:
     """Orphans of our tree come to us, so that even a child that called setsid is found at the end."""
     if LINUX:
-        libc().prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        call_libc("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def call_libc(name: str, *arguments: int | bytes | None) -> int:
+    """Calls a C function with ints, char pointers and NULLs, without loading all of ctypes."""
+    import _ctypes
+
+    itself: Any = None
+    return int(_ctypes.call_function(_ctypes.dlsym(_ctypes.dlopen(itself, 0), name), arguments))
 
 
 def descendants(root: int) -> list[int]:
@@ -979,7 +1046,8 @@ def is_guard(pid: int) -> bool:
             words = file.read().split(b"\0")
     except OSError:
         return False
-    return len(words) > 4 and words[1:4] == [b"-I", b"-S", b"-c"] and words[4].endswith(b"runner.main()")
+    # Anywhere among them: the shell that is about to become the guard has the same words after its own.
+    return any(word.endswith(b"runner.main()") for word in words)
 
 
 def has_children() -> bool:
@@ -1045,7 +1113,9 @@ def describe_exit(wait_status: int) -> str:
     if not os.WIFSIGNALED(wait_status):
         return f"ended with exit code {code}"
     number = os.WTERMSIG(wait_status)
-    known = {s.value: s.name for s in signal.Signals}
+    import signal as names
+
+    known = {s.value: s.name for s in names.Signals}
     hint = " (often the kernel, out of memory)" if number == signal.SIGKILL else ""
     return f"was killed by signal {number} {known.get(number, '')}{hint}".rstrip()
 
@@ -1082,9 +1152,9 @@ def shell_quote(word: str) -> str:
 def private_mount_namespace() -> bool:
     """Mounts made after this are seen by this process and its children only, and are gone with them. False where the
     kernel refuses it, as in a container without the privilege."""
-    if libc().unshare(CLONE_NEWNS) != 0:
+    if call_libc("unshare", CLONE_NEWNS) != 0:
         return False
-    mount_call("none", "/", MS_REC | MS_SLAVE)
+    call_libc("mount", b"none", b"/", None, MS_REC | MS_SLAVE, None)
     return True
 
 
@@ -1122,27 +1192,39 @@ def unmount_all(folder: str) -> None:
 
 
 def attach(pid: int, source: str, target: str, container: bool, scratch: str) -> None:
-    """Binds `source` of this mount namespace at `target` in that of the process `pid`, a running task's command.
+    """Binds `source` at `target` in the mount namespace of `pid`, a process of a running task.
 
-    With the mount calls of Linux 5.2: the source is cloned here and placed there, where it may not be visible.
+    With the mount calls of Linux 5.2: a clone of the source is taken along to where the source may not be visible. Who
+    is not root first enters the task's user namespace, in which bubblewrap made the mounts, and sees the source there.
     """
-    import ctypes
-
+    root = os.geteuid() == 0
     open_tree, move_mount = 428, 429
     at_cwd, clone, empty_path = -100, 0x1 | os.O_CLOEXEC | 0x8000, 0x4
-    c = libc()
-    tree = c.syscall(open_tree, at_cwd, os.fsencode(source), clone)
-    namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
-    if tree < 0 or c.setns(namespace, CLONE_NEWNS) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), source)
+    tree = checked_call("syscall", open_tree, at_cwd, os.fsencode(source), clone) if root else -1
+    spaces = [f"/proc/{pid}/ns/{name}" for name in (("mnt",) if root else ("user", "mnt"))]
+    for fd in [os.open(space, os.O_RDONLY) for space in spaces]:
+        checked_call("setns", fd, 0)
     if not container:
         for room in missing_rooms([target]):
+            if room == "/":
+                # A process keeps the root it has, so the running command would never see another one.
+                raise OSError("a running task gets no new folder in /; choose a path below one that is there.")
             make_room(room, scratch)
     os.makedirs(target, exist_ok=True)
-    if c.syscall(move_mount, tree, b"", at_cwd, os.fsencode(target), empty_path) != 0:
+    if not root:
+        mount_call(source, target, MS_BIND | MS_REC)
+        return
+    checked_call("syscall", move_mount, tree, b"", at_cwd, os.fsencode(target), empty_path)
+
+
+def checked_call(name: str, *arguments: int | bytes) -> int:
+    import ctypes
+
+    result = int(getattr(libc(), name)(*arguments))
+    if result < 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), target)
+        raise OSError(number, os.strerror(number), name)
+    return result
 
 
 def missing_rooms(targets: list[str]) -> list[str]:
@@ -1253,12 +1335,38 @@ def download(url: str, path: str, sha256: str | None) -> None:
         os.replace(part, path)
 
 
+class JsonContext:
+    """What the C scanner asks for: plain JSON, no hooks."""
+
+    strict = True
+    object_hook = object_pairs_hook = parse_constant = None
+    parse_float, parse_int = float, int
+
+
+def from_json(text: str) -> Any:
+    context: Any = JsonContext
+    return make_scanner(context)(text, 0)[0]
+
+
+def to_json(value: Any) -> str:
+    if isinstance(value, str):
+        return str(encode_basestring_ascii(value))
+    if isinstance(value, dict):
+        return "{%s}" % ", ".join(f"{to_json(key)}: {to_json(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return "[%s]" % ", ".join(map(to_json, value))
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return repr(value)
+
+
 def replace_file(path: str, data: bytes) -> None:
     """Readers see the old content or the new, never a part."""
     temporary = f"{path}.{os.getpid()}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        os.write(fd, data)
+        while data:
+            data = data[os.write(fd, data) :]
     except OSError:
         os.unlink(temporary)
         raise
@@ -1304,6 +1412,20 @@ def file_sha256(path: str) -> str:
         for chunk in iter(lambda: file.read(CHUNK_BYTES), b""):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def s3fs_knows(option: str) -> bool:
+    import subprocess
+
+    shown = subprocess.run(["s3fs", "--help"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout.decode()
+    return any(line.split()[:1] == [option] for line in shown.splitlines())
+
+
+def s3fs_complaint(path: str) -> str:
+    """What s3fs wrote last that is more than information, without its time and place in the source."""
+    with open(path, errors="replace") as file:
+        lines = [line.strip() for line in file if line.strip() and "[INF]" not in line]
+    return lines[-1].split("): ", 1)[-1][:300] if lines else ""
 
 
 def last_line(path: str) -> str:

@@ -3,24 +3,27 @@ is damaged or gone is made again from them."""
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from flow_sdk import taskdir
-from flow_sdk.errors import FlowError, ResourceNotFoundError, ValidationError
+from flow_sdk.errors import ConfigError, ResourceNotFoundError, ValidationError
 from flow_sdk.files import write_private
 from flow_sdk.settings import home, make_home, unwritable
 
 T = TypeVar("T")
 BUSY_TIMEOUT_S = 30.0
 SCHEMA_VERSION = 1
+WRONG_CONTENT = ("no such table", "no such column", "table tasks has", "Could not decode", "near ")
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS tasks (
     task_id TEXT PRIMARY KEY, name TEXT NOT NULL, state TEXT NOT NULL, provider TEXT NOT NULL,
@@ -79,21 +82,28 @@ class Row:
 
 
 COLUMNS = "record, state, started_at, ended_at, exit_code, reason, tags"
-_connections: dict[tuple[int, Path], sqlite3.Connection] = {}
+_connections: dict[Path, tuple[sqlite3.Connection, int | None]] = {}
 
 
 def save(record: Record) -> None:
     """Writes task.json and, at its first time, the row. The row is only an index: its loss loses nothing."""
     directory = taskdir.TaskDir(record.task_id)
-    data = asdict(record)
-    write_private(directory.task_json, json.dumps(data).encode())
+    write_private(directory.task_json, json.dumps(asdict(record)).encode())
     _write(lambda db: _insert(db, Row(record, taskdir.PENDING, tags=tuple(record.config.get("tags", ())))))
 
 
-def _insert(db: sqlite3.Connection, row: Row) -> None:
+def recall(task_id: str) -> Record:
+    """The record as task.json has it, brought into the row; raises FileNotFoundError where the directory is gone."""
+    record = to_record(taskdir.TaskDir(task_id).read_task())
+    _note(lambda db: _insert(db, Row(record, taskdir.PENDING, tags=tuple(record.config.get("tags", ())))))
+    return record
+
+
+def _insert(db: sqlite3.Connection, row: Row, if_there: str = "UPDATE SET record = excluded.record") -> None:
     record = row.record
     db.execute(
-        "INSERT INTO tasks VALUES (?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (task_id) DO UPDATE SET record = excluded.record",
+        "INSERT INTO tasks (task_id, name, state, provider, created_at, started_at, ended_at, exit_code, reason, tags, record)"
+        f" VALUES (?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (task_id) DO {if_there}",
         (
             record.task_id,
             record.name,
@@ -114,7 +124,7 @@ def update(task_id: str, status: taskdir.NodeStatus) -> None:
     """Takes a task's combined status into its row; an end that was noted is never taken back."""
     ends = ",".join(f"'{state}'" for state in sorted(taskdir.END_STATES))
     values = (status.state, status.started_at, status.ended_at, status.exit_code, status.reason, task_id)
-    _write(
+    _note(
         lambda db: db.execute(
             "UPDATE tasks SET state = ?, started_at = ?, ended_at = ?, exit_code = ?, reason = ?"
             f" WHERE task_id = ? AND state NOT IN ({ends})",
@@ -192,18 +202,28 @@ def list_rows(
     return _read(f"SELECT {{columns}} FROM tasks WHERE {' AND '.join(where)} {order}", (*values, limit or -1))
 
 
+def newest_ids(since: float) -> list[str]:
+    """Ids of all tasks created from then on, newest first: the Nth is what `:N` finds."""
+    sql = "SELECT task_id FROM tasks WHERE created_at >= ? ORDER BY created_at DESC, task_id DESC"
+    return _look(lambda db: [found[0] for found in db.execute(sql, (since,))])
+
+
 def count() -> int:
-    total: int = _guarded(lambda db: db.execute("SELECT count(*) FROM tasks").fetchone()[0])
+    total: int = _look(lambda db: db.execute("SELECT count(*) FROM tasks").fetchone()[0])
     return total
 
 
 def _read(sql: str, values: tuple[Any, ...]) -> list[Row]:
-    return [_row(found) for found in _guarded(lambda db: db.execute(sql.format(columns=COLUMNS), values).fetchall())]
+    return _look(lambda db: [_row(found) for found in db.execute(sql.format(columns=COLUMNS), values)])
 
 
 def _row(found: tuple[Any, ...]) -> Row:
     record, state, started_at, ended_at, exit_code, reason, tags = found
-    return Row(to_record(json.loads(record)), state, started_at, ended_at, exit_code, reason, tuple(json.loads(tags)))
+    try:
+        known = to_record(json.loads(record))
+        return Row(known, state, started_at, ended_at, exit_code, reason, tuple(json.loads(tags)))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise sqlite3.DatabaseError(f"a row cannot be read: {error}") from error
 
 
 def to_record(data: dict[str, Any]) -> Record:
@@ -211,6 +231,18 @@ def to_record(data: dict[str, Any]) -> Record:
     known = {f.name for f in fields(Record)}
     record = Record(**{name: value for name, value in data.items() if name in known})
     return replace(record, mounts=tuple(record.mounts))
+
+
+def _look(use: Callable[[sqlite3.Connection], T]) -> T:
+    """Reads the history; where the database cannot be used, as on a full or read-only disk, from the task directories."""
+    try:
+        return _guarded(use)
+    except ConfigError:
+        if not taskdir.tasks_root().is_dir():
+            raise
+        with closing(sqlite3.connect(":memory:")) as db:
+            _create(db)
+            return use(db)
 
 
 def _write(change: Callable[[sqlite3.Connection], object]) -> None:
@@ -221,63 +253,136 @@ def _write(change: Callable[[sqlite3.Connection], object]) -> None:
     _guarded(within)
 
 
-def _guarded(use: Callable[[sqlite3.Connection], T]) -> T:
-    """Uses the database; one that turns out damaged is put aside, made again from the task directories and used again."""
+def _note(change: Callable[[sqlite3.Connection], object]) -> None:
+    """Writes what a reader found out; a disk that takes no more keeps nobody from reading, and the next who looks finds
+    it out again."""
     try:
-        return use(_connect())
-    except sqlite3.OperationalError as error:
-        raise _operational(error) from error
-    except sqlite3.DatabaseError:
-        rebuild()
-        return use(_connect())
+        _write(change)
+    except ConfigError:
+        return
 
 
-def _operational(error: sqlite3.OperationalError) -> FlowError:
-    path = home() / "flow.db"
-    return unwritable(path.parent, OSError(0, f"{path.name}: {error}"))
+def _guarded(use: Callable[[sqlite3.Connection], T]) -> T:
+    """Uses the database; one that turns out damaged is put aside and made again from the task directories."""
+    try:
+        try:
+            return use(_connect())
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            _put_aside()
+            return use(_connect())
+    except sqlite3.DatabaseError as error:
+        path = home() / "flow.db"
+        raise unwritable(path.parent, OSError(0, f"{path.name}: {error}")) from error
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Whether the content is wrong, and not just the moment, the disk or the permissions."""
+    return not isinstance(error, sqlite3.OperationalError) or str(error).startswith(WRONG_CONTENT)
 
 
 def _connect() -> sqlite3.Connection:
     path = make_home() / "flow.db"
-    # A connection must not be used across a fork, and a removed database must not be written to.
-    key = (os.getpid(), path)
-    known = _connections.get(key)
-    if known is not None and path.exists():
-        return known
+    if not os.access(path.parent, os.W_OK):
+        raise unwritable(path.parent, OSError(errno.EROFS, os.strerror(errno.EROFS)))
+    known = _connections.get(path)
+    if known is not None:
+        db, inode = known
+        # A database that was removed or put aside must not be written to.
+        if _inode(path) == inode:
+            return db
+        _connections.pop(path, None)
+        db.close()
     db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
-    new = os.stat(path).st_size == 0
-    path.chmod(0o600)
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version < SCHEMA_VERSION:
-        db.execute("PRAGMA journal_mode = WAL")
-        with db:
-            db.executescript(SCHEMA + f"PRAGMA user_version = {SCHEMA_VERSION};")
-    db.execute("PRAGMA synchronous = NORMAL")
-    _connections[key] = db
-    if new:
-        _fill_from_directories(db)
+    try:
+        _prepare(db, path)
+    except BaseException:
+        db.close()
+        raise
+    _connections[path] = db, _inode(path)
     return db
 
 
-def rebuild() -> None:
-    """Puts a damaged database aside and makes it again from the task directories."""
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
+    if _version(db) < SCHEMA_VERSION:
+        path.chmod(0o600)
+        with _making():
+            # Another process may have made it meanwhile.
+            if _version(db) < SCHEMA_VERSION:
+                db.execute("PRAGMA journal_mode = WAL")
+                _create(db)
+    # What a power cut could damage is made again from the task directories.
+    db.execute("PRAGMA synchronous = OFF")
+    _take_in_missing(db)
+
+
+def _version(db: sqlite3.Connection) -> int:
+    version: int = db.execute("PRAGMA user_version").fetchone()[0]
+    return version
+
+
+def _create(db: sqlite3.Connection) -> None:
+    """Makes the table, filled from the task directories, in one transaction: nobody sees a part of the history."""
+    with db:
+        db.execute("BEGIN IMMEDIATE")
+        for statement in SCHEMA.split(";"):
+            db.execute(statement)
+        _take_in(db, _folders())
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _take_in_missing(db: sqlite3.Connection) -> None:
+    """Takes in tasks that have a directory and no row: their submitter was killed, or a part of the database is gone."""
+    folders = _folders()
+    if len(folders) == db.execute("SELECT count(*) FROM tasks").fetchone()[0]:
+        return
+    missing = folders - {task_id for (task_id,) in db.execute("SELECT task_id FROM tasks")}
+    if missing:
+        with db:
+            _take_in(db, missing)
+
+
+def _folders() -> set[str]:
+    return set(os.listdir(taskdir.tasks_root())) if taskdir.tasks_root().is_dir() else set()
+
+
+def _take_in(db: sqlite3.Connection, task_ids: Iterable[str]) -> None:
+    for task_id in task_ids:
+        directory = taskdir.TaskDir(task_id)
+        try:
+            record = to_record(directory.read_task())
+            ranks = range(int(record.config.get("num_instances", 1)))
+            status = taskdir.combined([directory.status(rank) for rank in ranks])
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
+            # Not a task, or one whose submitter was killed before it was recorded.
+            continue
+        times = (status.started_at, status.ended_at)
+        tags = tuple(record.config.get("tags", ()))
+        _insert(db, Row(record, status.state, *times, status.exit_code, status.reason, tags), "NOTHING")
+
+
+def _put_aside() -> None:
+    """Keeps a damaged database under another name, so that the next who connects makes it again."""
     path = home() / "flow.db"
-    stale = _connections.pop((os.getpid(), path), None)
+    stale = _connections.pop(path, None)
     if stale is not None:
-        stale.close()
-    with _rebuild_lock():
+        stale[0].close()
+    with _making():
         if _is_sound(path):
             return
-        aside = path.with_name(f"flow.db.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
+        now = time.strftime("%Y%m%d-%H%M%S")
+        names = (f"flow.db.damaged-{now}{'-' * bool(n)}{n or ''}" for n in itertools.count())
+        aside = next(path.with_name(name) for name in names if not path.with_name(name).exists())
         for suffix in ("", "-wal", "-shm"):
             damaged = Path(f"{path}{suffix}")
             if damaged.exists():
                 damaged.rename(f"{aside}{suffix}")
-        _connect()
 
 
 @contextmanager
-def _rebuild_lock() -> Iterator[None]:
+def _making() -> Iterator[None]:
+    """One process at a time makes the database or puts it aside."""
     import fcntl
 
     with (home() / "flow.db.lock").open("ab") as file:
@@ -286,21 +391,31 @@ def _rebuild_lock() -> Iterator[None]:
 
 
 def _is_sound(path: Path) -> bool:
+    """Whether there is nothing to put aside: all of it can be read, or another process has just done it."""
+    if not path.exists():
+        return True
+    with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)) as db:
+        try:
+            if _version(db) == 0 and path.stat().st_size == 0:
+                return True
+            for found in db.execute(f"SELECT {COLUMNS} FROM tasks"):
+                _row(found)
+            return bool(db.execute("PRAGMA integrity_check").fetchone()[0] == "ok")
+        except sqlite3.DatabaseError as error:
+            return not _is_damage(error)
+
+
+def _inode(path: Path) -> int | None:
     try:
-        with sqlite3.connect(path) as db:
-            db.execute("SELECT count(*) FROM tasks").fetchone()
-            return bool(db.execute("PRAGMA quick_check").fetchone()[0] == "ok")
-    except sqlite3.DatabaseError:
-        return False
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
-def _fill_from_directories(db: sqlite3.Connection) -> None:
-    with db:
-        for folder in taskdir.tasks_root().iterdir():
-            directory = taskdir.TaskDir(folder.name)
-            try:
-                record = to_record(directory.read_task())
-            except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
-                # Not a task, or one whose submitter was killed before it was recorded.
-                continue
-            _insert(db, Row(record, taskdir.PENDING, tags=tuple(record.config.get("tags", ()))))
+def _disconnect() -> None:
+    while _connections:
+        _connections.popitem()[1][0].close()
+
+
+# SQLite's locks and shared memory do not survive a fork: a child that inherited a connection would ruin the database.
+os.register_at_fork(before=_disconnect)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flow_sdk.files import write_private
-from flow_sdk.settings import home
+from flow_sdk.settings import home, unwritable
 
 PENDING, PROVISIONING, PREPARING, RUNNING = "pending", "provisioning", "preparing", "running"
 COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
 TIMED_OUT, PREEMPTED, LOST = "timed_out", "preempted", "lost"
 STATES = (PENDING, PROVISIONING, PREPARING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMED_OUT, PREEMPTED, LOST)
 END_STATES = frozenset({COMPLETED, FAILED, CANCELLED, TIMED_OUT, LOST})
+STATUS_BYTES = 4096
 
 # A task with ranks in several states is in the first of these that one of its ranks is in.
 ONGOING_ORDER = (RUNNING, PREPARING, PREEMPTED, PROVISIONING, PENDING)
@@ -128,9 +130,16 @@ class TaskDir:
         """
         self.path.mkdir(mode=0o700, parents=True)
         fd = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        for rank in range(ranks):
-            self.node(rank).mkdir(mode=0o700)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            # The pid will fit, and so will each rank's last word, however full the disk is by then.
+            os.write(fd, b"\n")
+            for rank in range(ranks):
+                self.node(rank).mkdir(mode=0o700)
+                (self.node(rank) / ".status.spare").write_bytes(b" " * STATUS_BYTES)
+        except OSError:
+            os.close(fd)
+            raise
         return fd
 
     def guard_pid(self) -> int | None:
@@ -144,7 +153,20 @@ class TaskDir:
     def request_stop(self, reason: str) -> None:
         """Leaves the wish to stop where the runner finds it, also one that starts later; the first wish counts."""
         if not self.stop_json.exists():
-            write_private(self.stop_json, json.dumps({"state": CANCELLED, "reason": reason}).encode())
+            try:
+                write_private(self.stop_json, json.dumps({"state": CANCELLED, "reason": reason}).encode())
+            except OSError as error:
+                # On a full disk the signal that follows says the same, but for the reason.
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise unwritable(home(), error) from error
+
+    def stop_wish(self) -> tuple[str, str] | None:
+        """The (state, reason) that whoever stopped the task left."""
+        try:
+            wish = json.loads(self.stop_json.read_bytes())
+        except FileNotFoundError:
+            return None
+        return wish["state"], wish["reason"]
 
 
 def tasks_root() -> Path:

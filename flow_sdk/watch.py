@@ -18,7 +18,7 @@ MASK = IN_MODIFY | IN_CLOSE_WRITE | IN_MOVED_TO | IN_CREATE | IN_DELETE
 
 
 class Watch:
-    """Wakes when something in one of the folders changes. Events are only wake-ups: look at the files to see what is so.
+    """Wakes when something in one of the folders changes. What changed is for the woken to find out from the files.
 
     Args:
         folders: existing folders; what lies in their subfolders is not watched.

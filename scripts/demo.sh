@@ -11,3 +11,7 @@ flow run "python train.py" --name spirals --watch </dev/null
 echo
 echo '$ flow info spirals'
 flow info spirals
+echo
+script='import flow; print(flow.get_task("spirals").result())'
+echo "\$ python -c '$script'"
+python -c "$script"

@@ -39,7 +39,7 @@ def flow_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setenv("FLOW_HOME", str(home))
     yield home
     # A runner may still be writing its last words.
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 3
     while (leaked := services.processes_of(home)[0]) and time.monotonic() < deadline:
         time.sleep(0.02)
     killed_by = time.monotonic() + 10

@@ -16,6 +16,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -204,23 +205,22 @@ def build_podman_image(environ: Mapping[str, str]) -> str | None:
         exists = subprocess.run(["podman", "image", "exists", PODMAN_IMAGE], env=env, capture_output=True)
         if exists.returncode == 0 and made_of.exists() and made_of.read_text() == IMAGE_PACKAGES:
             return None
-        suite, mirror = _debian_source()
-        tree = CACHE / "podman-image-tree"
-        shutil.rmtree(tree, ignore_errors=True)
-        bootstrap = ["debootstrap", "--variant=minbase", f"--include={IMAGE_PACKAGES}", suite, str(tree), *mirror]
-        done = subprocess.run(bootstrap, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if done.returncode != 0:
-            return f"debootstrap could not make the test image: {_last_line(done.stdout + done.stderr)}"
-        with subprocess.Popen(["tar", "-C", str(tree), "-c", "."], stdout=subprocess.PIPE) as tar:
-            arguments = ["podman", "import", "--quiet", "-", PODMAN_IMAGE]
-            done = subprocess.run(arguments, env=env, stdin=tar.stdout, capture_output=True, text=True)
-        shutil.rmtree(tree)
+        # debootstrap takes no path with a space, which the checkout's may have.
+        with tempfile.TemporaryDirectory(prefix="flow-test-image-", dir="/var/tmp") as tree:
+            suite, mirror = _debian_source()
+            bootstrap = ["debootstrap", "--variant=minbase", f"--include={IMAGE_PACKAGES}", suite, tree, *mirror]
+            done = subprocess.run(bootstrap, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+            if done.returncode != 0:
+                return f"debootstrap could not make the test image: {_last_error(done.stdout + done.stderr)}"
+            with subprocess.Popen(["tar", "-C", tree, "-c", "."], stdout=subprocess.PIPE) as tar:
+                arguments = ["podman", "import", "--quiet", "-", PODMAN_IMAGE]
+                done = subprocess.run(arguments, env=env, stdin=tar.stdout, capture_output=True, text=True)
         if done.returncode != 0 or tar.returncode != 0:
-            return f"podman could not import the test image: {_last_line(done.stderr)}"
+            return f"podman could not import the test image: {_last_error(done.stderr)}"
         echo = ["podman", "run", "--rm", PODMAN_IMAGE, "echo", "ready"]
         done = subprocess.run(echo, env=env, capture_output=True, text=True)
         if done.stdout != "ready\n":
-            return f"podman could not run the test image: {_last_line(done.stderr)}"
+            return f"podman could not run the test image: {_last_error(done.stderr)}"
         made_of.write_text(IMAGE_PACKAGES)
         return None
 
@@ -234,8 +234,9 @@ def _debian_source() -> tuple[str, list[str]]:
     return suite, [line.split()[1] for line in lines if line.split()[0] == suite][:1]
 
 
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it said nothing"])[-1]
+def _last_error(text: str) -> str:
+    lines = text.strip().splitlines() or ["it said nothing"]
+    return next((line for line in reversed(lines) if line.startswith(("E:", "Error"))), lines[-1])
 
 
 # S3

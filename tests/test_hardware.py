@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from flow_sdk import hardware
 from flow_sdk.errors import ValidationError
 from flow_sdk.hardware import GPUS, MAX_GPUS, SIZES, Hardware, parse, request
+from tests.services import ROOT
 
 
 @pytest.mark.parametrize(
@@ -272,16 +273,16 @@ def test_hardware_is_a_value() -> None:
 
 
 def test_importing_loads_nothing_heavy() -> None:
-    heavy = "{'typing', 'dataclasses', 'difflib', 'pydantic', 'yaml', 'inspect'}"
-    code = f"import sys, flow_sdk.hardware as h; h.parse('8xa100'); print(*{heavy} & set(sys.modules))"
-    # -S: the site module imports typing for an editable install.
+    code = """
+import sys
+import flow_sdk
+before = set(sys.modules)
+import flow_sdk.hardware
+flow_sdk.hardware.parse("8xa100")
+print(*sorted(m for m in set(sys.modules) - before if not m.startswith("flow_sdk")))
+"""
     done = subprocess.run(
-        [sys.executable, "-S", "-c", code], cwd=str(_root()), capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
-    assert done.stdout.strip() == ""
-
-
-def _root() -> object:
-    from pathlib import Path
-
-    return Path(hardware.__file__).parent.parent
+    loaded = set(done.stdout.split())
+    assert not loaded & {"typing", "dataclasses", "difflib", "inspect", "pydantic", "yaml", "pathlib"}, loaded

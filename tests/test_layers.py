@@ -25,9 +25,21 @@ ROWS = [
     {"providers", "keeper"},
     {"transports"},
     {"runner"},
-    {"bundle", "config", "errors", "files", "hardware", "logs", "mounts", "settings", "store", "taskdir", "watch"},
+    {
+        "bundle",
+        "config",
+        "errors",
+        "files",
+        "hardware",
+        "ignore",
+        "logs",
+        "mounts",
+        "settings",
+        "store",
+        "taskdir",
+        "watch",
+    },
 ]
-VALUES = ROWS[-1]
 
 # What a value has no use for: the network, and processes.
 NETWORK_AND_PROCESSES = {"asyncio", "http", "httpx", "multiprocessing", "paramiko", "requests", "socket", "subprocess"}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.services import ROOT
+from tests.services import ROOT, require
 
 TOOLS = ["bash", "cat", "dirname", "env", "flock", "mkdir", "rm", "sha256sum", "tail"]
 
@@ -100,8 +99,7 @@ def test_without_venv_or_apt_it_says_what_to_install(checkout: Path) -> None:
 
 
 def test_as_root_it_installs_venv_itself(checkout: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
+    require("root")
     program(checkout, "python3", fake_python("3.12", modules="venv"))
     better = checkout.parent / "with-ensurepip"
     better.write_text(f"#!/bin/sh\n{fake_python('3.12')}\n")

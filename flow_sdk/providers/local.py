@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -33,6 +34,7 @@ ATTACH = (
     "pid, container, scratch, source, target = sys.argv[2:]; "
     "runner.attach(int(pid), source, target, container == 'container', scratch)"
 )
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 GRACE_S = 10.0
 LOOPBACK = "127.0.0.1"
 
@@ -91,7 +93,10 @@ class LocalProvider:
             "gpu_locks": str(home() / "gpus"),
             "venvs": str(home() / "venvs"),
             "cache": str(home() / "cache"),
-            "mounts": [*runner_mounts(self, record.mounts), *runner_volumes(self, config, task_id)],
+            "mounts": sorted(
+                [*runner_mounts(self, record.mounts), *runner_volumes(self, config, task_id)],
+                key=lambda mount: mount["target"].count("/"),
+            ),
             "engine": container_engine() if config.image else None,
             **bootstrap.offer.details,
             **own_python(),
@@ -127,7 +132,7 @@ class LocalProvider:
         live = directory.is_live()
         statuses = [directory.status(rank) for rank in range(lease["nodes"])]
         if not live:
-            statuses = [end_lost_rank(directory, rank, status) for rank, status in enumerate(statuses)]
+            statuses = [end_lost_rank(directory, rank, lease["engine"]) for rank in range(lease["nodes"])]
         status = taskdir.combined(statuses)
         instances = tuple(
             Instance(f"{socket.gethostname()}-{rank}", LOOPBACK, LOOPBACK, found.state if found else taskdir.PENDING)
@@ -138,24 +143,11 @@ class LocalProvider:
     def stop(self, lease: Lease) -> None:
         directory = TaskDir(lease["task_id"])
         directory.request_stop("Stopped.")
-        pid = directory.guard_pid()
-        if pid is None or not directory.is_live():
-            return
-        if not hasattr(os, "pidfd_open"):
-            os.kill(pid, signal.SIGTERM)
-            return
-        try:
-            process = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return
-        try:
-            # The lock is looked at once more with the process held, so that a reused pid is never hit.
-            if directory.is_live():
-                signal.pidfd_send_signal(process, signal.SIGTERM)
-        except ProcessLookupError:
-            return
-        finally:
-            os.close(process)
+        ask_to_stop(directory, directory.guard_pid())
+        # The guard tells its runners, but where it was killed they go on without it.
+        for rank in range(lease["nodes"]):
+            status = directory.status(rank)
+            ask_to_stop(directory, status.pid if status else None)
 
     def connect(self, lease: Lease, rank: int) -> LocalTransport:
         from flow_sdk.transports.local import LocalTransport
@@ -206,7 +198,7 @@ class LocalProvider:
                 last = (done.stderr.strip().splitlines() or ["no message"])[-1]
                 raise MountError(
                     f"The volume {volume.name!r} could not be mounted at {path}: {last.removeprefix('OSError: ')}",
-                    ["Only root can add a mount to a running task here; else give the volume when the task starts."],
+                    ["Without root, only a task that was started with a mount takes another."],
                 )
 
 
@@ -365,29 +357,98 @@ def uses_volume(lease: Lease, volume: Volume) -> bool:
     return any(mount.get("volume_id") == volume.volume_id for mount in lease.get("mounts", []))
 
 
-def end_lost_rank(directory: TaskDir, rank: int, status: taskdir.NodeStatus | None) -> taskdir.NodeStatus:
-    """Notes that a rank nobody answers for any more is lost, and ends what it left running."""
+def ask_to_stop(directory: TaskDir, pid: int | None) -> None:
+    """Signals a guard or runner of the task, if it is still there, and never a stranger that has its number by now."""
+    if pid is None or not directory.is_live():
+        return
+    if not hasattr(os, "pidfd_open"):
+        os.kill(pid, signal.SIGTERM)
+        return
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        # Looked at with the process held: the number cannot change hands any more.
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if any(word.endswith(b"/" + directory.task_id.encode()) for word in words):
+            signal.pidfd_send_signal(process, signal.SIGTERM)
+    except (FileNotFoundError, ProcessLookupError):
+        return
+    finally:
+        os.close(process)
+
+
+def end_lost_rank(directory: TaskDir, rank: int, engine: str | None) -> taskdir.NodeStatus:
+    """Notes the end of a rank that nobody answers for any more, and ends what it left running."""
     # Looked at again: the runner may have written its end between the first look and the lock's release.
     status = directory.status(rank) or taskdir.NodeStatus(rank)
     if status.state in taskdir.END_STATES:
         return status
-    if status.pid is None:
-        reason = f"Its submitter ended before the task was started; nothing ran. Start it: flow run --from {directory.task_id}"
-    else:
-        reason = "The task's runner and guard were killed, or this machine was restarted; what was left was ended."
+    state, reason = how_it_was_lost(directory, status)
+    if directory.guard_pid() is not None:
         kill_leftovers(directory.task_id)
-    lost = status._replace(state=taskdir.LOST, reason=reason, ended_at=time.time())
-    directory.node(rank).mkdir(mode=0o700, exist_ok=True)
-    write_private(directory.node(rank) / "status.json", json.dumps(lost._asdict()).encode())
-    return lost
+        if engine:
+            subprocess.run([engine, "rm", "--force", f"flow-{directory.task_id}-{rank}"], capture_output=True)
+    ended = status._replace(state=state, reason=reason, ended_at=max(time.time(), status.started_at or 0.0))
+    try:
+        directory.node(rank).mkdir(mode=0o700, exist_ok=True)
+        write_private(directory.node(rank) / "status.json", json.dumps(ended._asdict()).encode())
+    except OSError as error:
+        # It is as true on a full or read-only disk, and found out again by the next who looks.
+        if error.errno not in UNWRITABLE:
+            raise
+    return ended
+
+
+def how_it_was_lost(directory: TaskDir, status: taskdir.NodeStatus) -> tuple[str, str]:
+    """The state and the reason of a rank that has no end of its own."""
+    wish = directory.stop_wish()
+    if wish:
+        return wish
+    again = f"Start it again: flow run --from {directory.task_id}"
+    if directory.guard_pid() is not None:
+        when = "" if status.started_at else " before the command was seen to run"
+        killed = f"The task's runner and guard were killed, or this machine was restarted{when}"
+        return taskdir.LOST, f"{killed}; what was left was ended. {again}"
+    try:
+        said = directory.runner_log.read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return taskdir.LOST, f"Its submitter ended before the task was started; nothing ran. {again}"
+    how = f"did not start: {said.splitlines()[-1][:300]}" if said else "did not start"
+    return taskdir.LOST, f"The task's runner {how}; nothing ran. See {directory.runner_log}. {again}"
 
 
 def kill_leftovers(task_id: str) -> None:
-    """Kills the processes that carry the task's id in their environment."""
+    """Kills the processes that carry the task's id in their environment, and all below them."""
+    killed: set[int] = set()
+    while doomed := leftovers(task_id) - killed:
+        for pid in doomed:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                continue
+        killed |= doomed
+
+
+def leftovers(task_id: str) -> set[int]:
     mark = f"FLOW_TASK_ID={task_id}".encode()
+    children: dict[int, list[int]] = {}
+    waiting = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
+            parent = int((folder / "stat").read_bytes().rpartition(b")")[2].split()[1])
+            # A task that was submitted by this one is its own, and so is everything below it.
+            if START.encode() in (folder / "cmdline").read_bytes():
+                continue
+            children.setdefault(parent, []).append(int(folder.name))
             if mark in (folder / "environ").read_bytes().split(b"\0"):
-                os.kill(int(folder.name), signal.SIGKILL)
-        except (OSError, ProcessLookupError):
+                waiting.append(int(folder.name))
+        except OSError:
             continue
+    found: set[int] = set()
+    while waiting:
+        pid = waiting.pop()
+        found.add(pid)
+        waiting += set(children.get(pid, ())) - found
+    return found - {os.getpid()}

@@ -93,7 +93,7 @@ class LocalTransport:
         assert status is not None
         scratch = str(self.directory.node(self.rank) / "mounts")
         if not (self.container and self.engine):
-            return [str(status.command_pid), "plain", scratch]
+            return [self._inner_pid(), "plain", scratch]
         ask = [self.engine, "inspect", "--format", "{{.State.Pid}}", self.container]
         pid = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
         if not pid or pid == "0":
@@ -120,13 +120,26 @@ class LocalTransport:
         if self.container and self.engine:
             terminal = ["--interactive", "--tty"] if interactive and os.isatty(0) else ["--interactive"]
             return [self.engine, "exec", *terminal, self.container], dict(os.environ)
-        pid = str(status.command_pid)
+        pid = self._inner_pid()
         folder = ["sh", "-c", 'cd "$0" && exec "$@"', str(self.workspace)]
         if same_mounts(pid):
             return folder, env
         if os.geteuid() == 0:
             return ["nsenter", "--target", pid, "--mount", "--root", *folder], env
         return ["nsenter", "--target", pid, "--user", "--mount", "--root", "--preserve-credentials", *folder], env
+
+    def _inner_pid(self) -> str:
+        """A process that sees the task's mounts: the command, or where that is bubblewrap, the child it waits for."""
+        status = self.directory.status(self.rank)
+        assert status is not None
+        pid = str(status.command_pid)
+        try:
+            if os.path.basename(os.readlink(f"/proc/{pid}/exe")) == "bwrap":
+                return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0]
+        except (OSError, IndexError):
+            # No /proc here, or the command has just ended: then there is nothing more to see than from outside.
+            return pid
+        return pid
 
     def _ended(self) -> bool:
         status = self.directory.status(self.rank)

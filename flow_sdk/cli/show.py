@@ -1,0 +1,231 @@
+"""How things are shown: tables, durations, money, errors, JSON lines, questions."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import click
+
+from flow_sdk.errors import ValidationError
+from flow_sdk.store import Row
+
+STATE_STYLES = {
+    "running": "cyan",
+    "completed": "green",
+    "failed": "red",
+    "lost": "red",
+    "timed_out": "yellow",
+    "cancelled": "yellow",
+    "preempted": "yellow",
+}
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
+
+
+def line(text: str = "") -> None:
+    sys.stdout.write(text + "\n")
+
+
+def note(text: str) -> None:
+    """A line for the person, which is no part of the output."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def json_line(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def error(kind: str, message: str, suggestions: Iterable[str], as_json: bool) -> None:
+    if as_json:
+        json_line({"error": {"type": kind, "message": message, "suggestions": list(suggestions)}})
+        return
+    sys.stdout.flush()
+    head = "\x1b[1;31mError:\x1b[0m" if is_colourful(sys.stderr) else "Error:"
+    note("\n".join([f"{head} {message}", *(f"  - {s}" for s in suggestions)]))
+
+
+def is_colourful(stream: Any) -> bool:
+    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def confirm(question: str) -> None:
+    """Goes on only after a yes.
+
+    Raises:
+        ValidationError: there is nobody to ask.
+        click.Abort: the answer was no.
+    """
+    if not sys.stdin.isatty():
+        raise ValidationError(
+            f"{question.rstrip('?')} needs a yes, and there is no terminal to ask on.", ["Add --yes."]
+        )
+    if not click.confirm(question, err=True):
+        raise click.exceptions.Exit(1)
+
+
+# Words
+
+
+def duration(seconds: float) -> str:
+    """ "3.2 s", "4 min 10 s", "2 h 5 min", "3 d 4 h"."""
+    if seconds < 59.95:
+        return f"{max(0.0, seconds):.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = whole // 60
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // (24 * 60)} d {minutes // 60 % 24} h"
+
+
+def age(created_at: float) -> str:
+    """ "8 s ago", "5 min ago", "3 d ago"; a date where that is long ago."""
+    seconds = int(max(0.0, time.time() - created_at))
+    for length, unit, up_to in ((1, "s", 60), (60, "min", 3600), (3600, "h", 86400), (86400, "d", 30 * 86400)):
+        if seconds < up_to:
+            return f"{seconds // length} {unit} ago"
+    return time.strftime("%Y-%m-%d", time.localtime(created_at))
+
+
+def money(usd: float | None) -> str:
+    if usd is None:
+        return ""
+    return "free" if usd == 0 else f"${usd:.2f}"
+
+
+def size(count: int) -> str:
+    """ "812 B", "15.2 kB", "9.6 MB"."""
+    if count < 1000:
+        return f"{count} B"
+    return f"{count / 1000:.1f} kB" if count < 1_000_000 else f"{count / 1_000_000:.1f} MB"
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def clean(text: str) -> str:
+    """One line without what could steer a terminal: reasons quote a program's last words."""
+    return "".join(c if c.isprintable() else " " for c in text).strip()
+
+
+def iso(seconds: float | None) -> str | None:
+    """UTC, as 2026-01-31T12:00:00.000Z."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def local_time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+# Tasks
+
+
+def hardware(row: Row) -> str:
+    config = row.record.config
+    return str(config.get("instance_type") or config.get("gpu") or "cpu")
+
+
+def run_time_s(row: Row) -> float | None:
+    """How long the command has run; never below 0, whatever the clock did."""
+    if row.started_at is None:
+        return None
+    return max(0.0, (row.ended_at or time.time()) - row.started_at)
+
+
+def cost_usd(row: Row) -> float | None:
+    """What the task has cost so far; None where the provider names no price."""
+    price = row.record.price_per_hour_usd
+    return None if price is None else round(price * (run_time_s(row) or 0.0) / 3600, 4)
+
+
+def end_words(row: Row) -> str:
+    """ "completed in 3.2 s", "failed after 3.2 s: the reason"."""
+    seconds = run_time_s(row)
+    words = row.state.replace("_", " ")
+    if row.state == "completed":
+        return f"{words} in {duration(seconds or 0.0)}"
+    words += f" after {duration(seconds)}" if seconds is not None else ""
+    if row.reason:
+        return f"{words}: {clean(row.reason)}"
+    return words + (f" (exit code {row.exit_code})" if row.exit_code else "")
+
+
+def task_json(row: Row) -> dict[str, Any]:
+    """A task as all commands print it with --json. Times are UTC."""
+    record = row.record
+    return {
+        "task_id": record.task_id,
+        "name": record.name,
+        "state": row.state,
+        "hardware": hardware(row),
+        "num_instances": record.config.get("num_instances", 1),
+        "provider": record.provider,
+        "created_at": iso(record.created_at),
+        "started_at": iso(row.started_at),
+        "ended_at": iso(row.ended_at),
+        "duration_s": run_time_s(row),
+        "exit_code": row.exit_code,
+        "reason": row.reason,
+        "price_per_hour_usd": record.price_per_hour_usd,
+        "cost_usd": cost_usd(row),
+        "tags": list(row.tags),
+    }
+
+
+# Tables
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, shrink: Sequence[str] = ()) -> None:
+    """Aligned columns.
+
+    Args:
+        shrink: columns that may be cut where the terminal is too narrow. Without a terminal nothing is cut.
+    """
+    used = [at for at, name in enumerate(columns) if any(row[at] for row in rows)]
+    heads = [columns[at] for at in used]
+    cells = [[clean(row[at]) for at in used] for row in rows]
+    if sys.stdout.isatty():
+        rich_table(heads, cells, shrink)
+        return
+    widths = [max(len(row[at]) for row in [heads, *cells]) for at in range(len(heads))]
+    for row in [[head.upper() for head in heads], *cells]:
+        line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def rich_table(heads: Sequence[str], rows: Sequence[Sequence[str]], shrink: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for at, head in enumerate(heads):
+        width = max(len(row[at]) for row in rows)
+        grid.add_column(head, no_wrap=True, overflow="ellipsis", min_width=None if head in shrink else width)
+    for row in rows:
+        grid.add_row(
+            *(
+                Text(cell, STATE_STYLES.get(cell, "") if head == "state" else "")
+                for head, cell in zip(heads, row, strict=True)
+            )
+        )
+    Console(highlight=False).print(grid)
+
+
+def pairs(rows: Iterable[tuple[str, str]]) -> None:
+    """`name  value` lines; those without a value are left out, further lines of a value are indented."""
+    shown = [(name, value) for name, value in rows if value]
+    width = max((len(name) for name, _ in shown), default=0) + 2
+    for name, value in shown:
+        line(name.ljust(width) + value.replace("\n", "\n" + " " * width))
