@@ -331,8 +331,9 @@ def choose_offer(config: TaskConfig, provider_name: str) -> Offer:
             f"Nothing that fits costs at most ${cap:.2f} per hour.",
             [f"{o.instance_type} in {o.region} costs ${total_price(o, config):.2f} per hour." for o in offers[:3]],
         )
+    wanted = f" for type '{config.hardware}'" if config.hardware else ""
     raise NoCapacityError(
-        f"{provider_name} has nothing free that fits {config.hardware or 'the task'} now.",
+        f"No instances available{wanted} from {provider_name} now.",
         ["Try another instance type, region or provider."],
     )
 

@@ -487,12 +487,14 @@ class Runner:
         reason = f"The command {describe_exit(wait_status)}"
         last = last_line(self.node.path("stderr.log"))
         reason += f": {last}" if last else "."
-        if os.statvfs(self.node.dir).f_bavail == 0:
-            reason += " (The disk is full.)"
+        reason += self.disk_note()
         if last.startswith("ModuleNotFoundError: No module named"):
             module = last.split("'")[1].split(".")[0]
             reason += f" (Add it with pip=[{module!r}] or --pip {module}.)"
         return "failed", reason
+
+    def disk_note(self) -> str:
+        return " (The disk is full.)" if os.statvfs(self.node.dir).f_bavail == 0 else ""
 
     def start(self, argv: list[str], env: dict[str, str], output: Output | None, cwd: str | None = None) -> int:
         """Forks and executes `argv` in a session of its own; its output goes to `output`, or to prepare.log."""
@@ -556,7 +558,7 @@ class Runner:
             now = time.monotonic()
             if deadline is not None and now >= deadline and not stopped:
                 hours = self.config["max_run_time_hours"]
-                stopped = "timed_out", f"The task reached its max_run_time_hours of {hours:g}."
+                stopped = "timed_out", f"Task exceeded max_run_time_hours limit of {hours:g}."
             if stopped and kill_at is None:
                 kill_at = now + self.grace_s
                 self.signal_tree(signal.SIGTERM)
@@ -712,7 +714,7 @@ class Runner:
             raise Stopped
         if wait_status != 0:
             last = last_line(self.node.path("prepare.log"))
-            raise NotPrepared(f"{what}: {last or describe_exit(wait_status)}")
+            raise NotPrepared(f"{what}: {last or describe_exit(wait_status)}{self.disk_note()}")
 
     def prepare_image(self) -> None:
         engine, image = self.lease["engine"], self.config["image"]

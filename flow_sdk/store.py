@@ -23,7 +23,7 @@ from flow_sdk.settings import home, make_home, unwritable
 T = TypeVar("T")
 BUSY_TIMEOUT_S = 30.0
 SCHEMA_VERSION = 1
-WRONG_CONTENT = ("no such table", "no such column", "table tasks has", "Could not decode", "near ")
+WRONG_CONTENT = ("no such table", "no such column", "table tasks has", "Could not decode")
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS tasks (
     task_id TEXT PRIMARY KEY, name TEXT NOT NULL, state TEXT NOT NULL, provider TEXT NOT NULL,
@@ -86,10 +86,19 @@ _connections: dict[Path, tuple[sqlite3.Connection, int | None]] = {}
 
 
 def save(record: Record) -> None:
-    """Writes task.json and, at its first time, the row. The row is only an index: its loss loses nothing."""
-    directory = taskdir.TaskDir(record.task_id)
-    write_private(directory.task_json, json.dumps(asdict(record)).encode())
-    _write(lambda db: _insert(db, Row(record, taskdir.PENDING, tags=tuple(record.config.get("tags", ())))))
+    """Writes task.json and, at its first time, the row. The row is only an index: its loss loses nothing.
+
+    Raises:
+        ConfigError: the row could not be written, and the task is not launched yet; one that is stays launched.
+        OSError: task.json could not be written.
+    """
+    path = taskdir.TaskDir(record.task_id).task_json
+    data = json.dumps(asdict(record)).encode()
+    # A provider on this machine has written it already, for its runner.
+    if record.lease is None or not path.exists() or path.read_bytes() != data:
+        write_private(path, data)
+    write = _write if record.lease is None else _note
+    write(lambda db: _insert(db, Row(record, taskdir.PENDING, tags=tuple(record.config.get("tags", ())))))
 
 
 def recall(task_id: str) -> Record:
@@ -102,8 +111,8 @@ def recall(task_id: str) -> Record:
 def _insert(db: sqlite3.Connection, row: Row, if_there: str = "UPDATE SET record = excluded.record") -> None:
     record = row.record
     db.execute(
-        "INSERT INTO tasks (task_id, name, state, provider, created_at, started_at, ended_at, exit_code, reason, tags, record)"
-        f" VALUES (?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (task_id) DO {if_there}",
+        "INSERT INTO tasks (task_id, name, state, provider, created_at, started_at, ended_at, exit_code, reason, tags,"
+        f" record) VALUES (?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (task_id) DO {if_there}",
         (
             record.task_id,
             record.name,
@@ -234,7 +243,7 @@ def to_record(data: dict[str, Any]) -> Record:
 
 
 def _look(use: Callable[[sqlite3.Connection], T]) -> T:
-    """Reads the history; where the database cannot be used, as on a full or read-only disk, from the task directories."""
+    """Reads the history; from the task directories where the database is of no use, as on a full disk."""
     try:
         return _guarded(use)
     except ConfigError:
@@ -333,11 +342,14 @@ def _create(db: sqlite3.Connection) -> None:
 
 
 def _take_in_missing(db: sqlite3.Connection) -> None:
-    """Takes in tasks that have a directory and no row: their submitter was killed, or a part of the database is gone."""
-    folders = _folders()
-    if len(folders) == db.execute("SELECT count(*) FROM tasks").fetchone()[0]:
+    """Takes in tasks that have a directory and no row: their submitter was killed, or part of the database is gone."""
+    if not taskdir.tasks_root().is_dir():
         return
-    missing = folders - {task_id for (task_id,) in db.execute("SELECT task_id FROM tasks")}
+    # A folder has a link from each of its subfolders, on filesystems that count them.
+    links = taskdir.tasks_root().stat().st_nlink
+    if links - 2 == db.execute("SELECT count(*) FROM tasks").fetchone()[0]:
+        return
+    missing = _folders() - {task_id for (task_id,) in db.execute("SELECT task_id FROM tasks")}
     if missing:
         with db:
             _take_in(db, missing)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -175,24 +177,26 @@ class Task:
         lease = self._lease or self._lease_on_disk() or self._bare_lease()
         found = providers.load(self.provider).poll(lease)
         if found.state in taskdir.END_STATES:
-            return taskdir.combined([self._directory.status(rank) for rank in range(self.num_instances)])
+            ended = taskdir.combined([self._directory.status(rank) for rank in range(self.num_instances)])
+            if ended.state in taskdir.END_STATES:
+                return ended
+            # On a full or read-only disk the provider could not note the end that it found.
+            return ended._replace(state=found.state, reason=found.reason, ended_at=time.time())
         return status._replace(state=found.state, reason=status.reason or found.reason)
 
     def _lease_on_disk(self) -> Lease | None:
         """The lease where the submitter was killed between launching and noting it in the history."""
         try:
-            lease: Lease | None = self._directory.read_task().get("lease")
+            record = store.recall(self.task_id)
         except FileNotFoundError:
             raise ResourceNotFoundError(
                 f"The files of {self.task_id} are gone from {self._directory.path}.", ["Nothing more is known of it."]
             ) from None
-        if lease is not None:
+        if record.lease is not None:
             from dataclasses import replace
 
-            record = replace(self._record, lease=lease)
-            store.save(record)
             self._row = replace(self._row, record=record)
-        return lease
+        return record.lease
 
     def _bare_lease(self) -> Lease:
         """Enough of a lease to ask the provider by the task's id whether it knows the task."""
@@ -308,7 +312,7 @@ class Task:
             raise ValidationError(f"{self.name} has no node {node}.", [f"Its nodes are 0 to {self.num_instances - 1}."])
 
     def shell(self, command: str | None = None, *, node: int = 0) -> int:
-        """A shell where the task runs, on this terminal; or one command there, its output printed.
+        """A shell where the task runs, on this terminal; or one command there, its output shown as it comes.
 
         Args:
             command: a shell line, started in the task's folder with its environment.
@@ -319,13 +323,7 @@ class Task:
         """
         self._check_rank(node)
         with self._transport(node) as transport:
-            if command is None:
-                argv, env = transport.terminal()
-                return subprocess.run(argv, env=env, check=False).returncode
-            done = transport.run(command)
-        sys.stdout.write(done.stdout.decode(errors="replace"))
-        sys.stderr.write(done.stderr.decode(errors="replace"))
-        return done.exit_code
+            return _run_shown(*transport.terminal(command))
 
     def get_user(self) -> User:
         """Who submitted the task."""
@@ -451,6 +449,38 @@ class _Ended:
         status = self.task._directory.status(self.rank)
         self.ended = status is not None and status.state in taskdir.END_STATES
         return self.ended
+
+
+def _run_shown(argv: list[str], env: dict[str, str]) -> int:
+    """Runs a program on this terminal, or where there is none (a notebook, a redirected stream) shows what it prints as
+    it comes; returns its exit code."""
+    sys.stdout.flush()
+    try:
+        on_own_streams = (sys.stdout.fileno(), sys.stderr.fileno()) == (1, 2)
+    except (AttributeError, OSError):
+        on_own_streams = False
+    if on_own_streams:
+        return subprocess.run(argv, env=env, check=False).returncode
+    process = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    errors = threading.Thread(target=_copy, args=(process.stderr, sys.stderr), daemon=True)
+    errors.start()
+    try:
+        _copy(process.stdout, sys.stdout)
+        errors.join()
+        return process.wait()
+    except BaseException:
+        # Interrupted: what follows a log would go on for ever.
+        process.terminate()
+        process.wait()
+        raise
+
+
+def _copy(source: Any, to: Any) -> None:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    with source:
+        while data := os.read(source.fileno(), 65536):
+            to.write(decoder.decode(data))
+            to.flush()
 
 
 class _Connected:

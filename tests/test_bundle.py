@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flow_sdk import bundle, ignore
@@ -226,6 +226,26 @@ def test_equal_trees_are_equal_bytes(tmp_path: Path, into: Path) -> None:
     assert Path(there).read_bytes() == here.path.read_bytes()
 
 
+def test_the_order_in_which_a_disk_lists_names_is_not_seen(
+    tmp_path: Path, into: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "project"
+    make_odd_tree(root)
+    scandir = os.scandir
+
+    @contextmanager
+    def shuffled(path: str | bytes) -> Iterator[list[os.DirEntry[bytes]]]:
+        with scandir(os.fsencode(path)) as found:
+            entries = list(found)
+        random.Random(8).shuffle(entries)
+        yield entries
+
+    expected = pack(root, into).path.read_bytes()
+    monkeypatch.setattr(bundle.os, "scandir", shuffled)
+    monkeypatch.setattr(bundle, "_sweep", lambda into: None)
+    assert pack(root, tmp_path / "elsewhere").path.read_bytes() == expected
+
+
 def test_a_file_of_more_than_eight_gigabytes_has_a_header_that_says_so() -> None:
     header = bundle._header(b"weights", 0o644, 9 << 30, b"0")
     assert tarfile.TarInfo.frombuf(header, "utf-8", "strict").size == 9 << 30
@@ -273,66 +293,27 @@ def test_ignore_files(tmp_path: Path, into: Path, rules: dict[str, str | bytes],
 
 
 GIT_NAMES = ["a", "b", "ab", "a.b", "foo", "é", "a b", "b\n", "x]", "-a", "A1", "[a]", "a\\b", "voilà", "\xa0x"]
-GIT_ATOMS = [
-    *[
-        "a",
-        "b",
-        "ab",
-        "foo",
-        "a.b",
-        "é",
-        "à",
-        "*",
-        "**",
-        "***",
-        "?",
-        "/",
-        "/",
-        "/",
-        ".",
-        "!",
-        "#",
-        " ",
-        "\t",
-        "\xa0",
-        "-",
-    ],
-    *[
-        "[ab]",
-        "[!a]",
-        "[^b-f]",
-        "[[:alpha:]]",
-        "[[:upper:][:digit:]]",
-        "[]x]",
-        "[a\\]]",
-        "[z-a]",
-        "[/]",
-        "[.-0]",
-        "[!/]",
-    ],
-    *["[a-", "[", "]", "[[:bogus:]]", "[\\\\]", "\\", "\\a", "\\*", "\\ ", "\\/"],
-]
-git_lines = st.tuples(
-    st.sampled_from(["", "", "", "!", "/", "**/"]),
-    st.lists(st.sampled_from(GIT_ATOMS), min_size=1, max_size=5).map("".join),
-    st.sampled_from(["", "", "/", "/**", " ", "\r"]),
-).map("".join)
-git_files = st.lists(git_lines, min_size=1, max_size=6).map("\n".join)
-git_folders = st.recursive(
-    st.just({}),
-    lambda inner: st.fixed_dictionaries({}, optional={**dict.fromkeys(GIT_NAMES, inner), ".gitignore": git_files}),
-    max_leaves=12,
+git_segments = st.one_of(
+    st.sampled_from([name for name in GIT_NAMES if "\n" not in name]),
+    st.sampled_from(["*", "*", "**", "***", "?", "a*", "*b", "[ab]", "[!a]", "[!a]*", "a[.-0]b", "a[!x]b", "a?b", ""]),
+    st.lists(
+        st.sampled_from(
+            [
+                *["a", "b", "ab", "é", "à", "*", "**", "?", ".", "!", "#", " ", "\t", "\xa0", "-", "]"],
+                *["[ab]", "[^b-f]", "[[:alpha:]]", "[[:upper:][:digit:]]", "[]x]", "[a\\]]", "[z-a]", "[/]", "[!/]"],
+                *["[a-", "[", "[[:bogus:]]", "[\\\\]", "\\", "\\a", "\\*", "\\ ", "\\/", "\\["],
+            ]
+        ),
+        min_size=1,
+        max_size=3,
+    ).map("".join),
 )
-
-
-def plant(root: Path, folder: dict[str, object]) -> None:
-    for name, content in folder.items():
-        path = root / name
-        if isinstance(content, dict) and content:
-            path.mkdir()
-            plant(path, content)
-        else:
-            path.write_bytes(content.encode() if isinstance(content, str) else b"")
+git_lines = st.tuples(
+    st.sampled_from(["", "", "!", "!", "/", "**/", "!/", "#"]),
+    st.lists(git_segments, min_size=1, max_size=3).map("/".join),
+    st.sampled_from(["", "", "", "/", "/**", " ", "\r"]),
+).map("".join)
+git_rules = st.lists(git_lines, min_size=1, max_size=8).map("\n".join)
 
 
 @pytest.fixture(scope="module")
@@ -362,19 +343,40 @@ def git_untracked(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], 
     return untracked
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(folder=git_folders, lines=git_files)
+@pytest.fixture(scope="module")
+def many_names(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three levels of names; each name is a folder in one place and a file in another."""
+    root = tmp_path_factory.mktemp("many names") / "project"
+    for n, one in enumerate(GIT_NAMES):
+        write(root, {one: ""} if n % 3 == 2 else {f"{one}/": ""})
+        for m, two in enumerate(GIT_NAMES if n % 3 != 2 else []):
+            write(
+                root, {f"{one}/{two}": ""} if (n + m) % 2 else {f"{one}/{two}/{three}": "" for three in GIT_NAMES[m::7]}
+            )
+    return root
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rules=st.fixed_dictionaries({".": git_rules}, optional=dict.fromkeys(["a", "foo", "a/a", "foo/foo"], git_rules)),
+)
+@example(rules={".": "/a[.-0]b\na[!x]b\n"})
+@example(rules={".": "[z-a]*\n![[:alpha:]]?\n/a/[[:bogus:]]\n"})
+@example(rules={".": "a/**\n!a/b/**/\n", "a": "/b\n"})
+@example(rules={".": "voilà\nfoo/*/\n\\[a]\n"})
 def test_ignore_files_mean_what_they_mean_to_git(
-    git_untracked: Callable[[Path], set[bytes]], folder: dict[str, object], lines: str
+    git_untracked: Callable[[Path], set[bytes]], many_names: Path, rules: dict[str, str]
 ) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary, "project")
-        root.mkdir()
-        plant(root, {**folder, ".gitignore": lines})
-        packed = pack(root, Path(temporary, "bundles"))
+    for old in many_names.rglob(".gitignore"):
+        old.unlink()
+    write(
+        many_names, {f"{folder}/.gitignore": text for folder, text in rules.items() if (many_names / folder).is_dir()}
+    )
+    with tempfile.TemporaryDirectory() as into:
+        packed = pack(many_names, Path(into))
         with tarfile.open(packed.path, encoding="utf-8", errors="surrogateescape") as archive:
             files = {os.fsencode(member.name) for member in archive if member.isfile()}
-        assert files == git_untracked(root)
+    assert files == git_untracked(many_names)
 
 
 def test_an_ignored_folder_is_not_entered(tmp_path: Path, into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1053,6 +1055,30 @@ def test_a_link_that_leads_outside_by_way_of_another_is_noticed(settled: Path, i
         pack(settled, into)
 
 
+def test_a_link_that_leads_outside_by_way_of_what_is_ignored_is_noticed(
+    tmp_path: Path, into: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "project"
+    write(root, {"node_modules/": "", "data/x": ""})
+    (root / "node_modules" / "way").symlink_to("../data")
+    (root / "link").symlink_to("node_modules/way/x")
+    pack(root, into)
+    assert not packs_anew(root, into, monkeypatch)
+    (root / "node_modules" / "way").unlink()
+    (root / "node_modules" / "way").symlink_to("/etc")
+    with pytest.raises(ValidationError, match="The link link leads outside the project, to /etc/x"):
+        pack(root, into)
+
+
+def test_an_ignore_file_that_is_a_link_is_read_when_it_leads_somewhere(tmp_path: Path, into: Path) -> None:
+    root = tmp_path / "project"
+    write(root, {"node_modules/": "", "a.log": ""})
+    (root / ".gitignore").symlink_to("node_modules/rules")
+    assert paths(pack(root, into)) == [".gitignore", "a.log"]
+    write(root, {"node_modules/rules": "*.log\n"})
+    assert paths(pack(root, into)) == [".gitignore"]
+
+
 def test_changes_that_do_not_matter(settled: Path, into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = pack(settled, into)
     (settled / "env" / "bin" / "pip").write_text("")
@@ -1092,6 +1118,7 @@ def test_a_change_within_one_tick_of_the_clock_is_noticed(
         in_place(".gitignore", ".g*  ")
         assert paths(pack(root, into)) == ["a.py", "sub", "sub/b.py"]
         in_place(".gitignore", "*.log")
+        pack(root, into)
         (root / "sub" / f"{number}.py").touch()
         assert f"sub/{number}.py" in paths(pack(root, into))
         (root / "sub" / f"{number}.py").unlink()

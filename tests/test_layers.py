@@ -38,6 +38,7 @@ ROWS = [
         "store",
         "taskdir",
         "watch",
+        "yaml_file",
     },
 ]
 

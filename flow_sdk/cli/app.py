@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 
 import click
@@ -15,6 +15,8 @@ from flow_sdk.cli import show
 from flow_sdk.errors import FlowError
 
 INTERRUPTED, PIPE_CLOSED = 130, 141
+OUTPUT_ERRORS = (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)
+COMPLETE_VARIABLE = "_FLOW_COMPLETE"
 
 COMMANDS = {
     "init": ("init", "Set up: provider, API key, shell completion."),
@@ -57,6 +59,8 @@ class Commands(click.Group):
         name = args[0]
         if name in COMMANDS or name.startswith("-") or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
+        from difflib import get_close_matches
+
         near = get_close_matches(name, COMMANDS, n=2)
         raise Usage(
             f"There is no command {name!r}.",
@@ -91,13 +95,16 @@ def flow() -> None:
 def run(arguments: list[str]) -> int:
     make_streams_usable()
     try:
-        code = guarded(arguments)
-        sys.stdout.flush()
+        return guarded(arguments)
     except BrokenPipeError:
-        # Whoever read our output has gone, as `| head` does; Python would complain about it once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # Whoever read our output has gone, as `| head` does.
+        abandon_output()
         return PIPE_CLOSED
-    return code
+
+
+def abandon_output() -> None:
+    """Python would try to write what is left once more at its exit, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def make_streams_usable() -> None:
@@ -118,7 +125,9 @@ def make_streams_usable() -> None:
 def guarded(arguments: list[str]) -> int:
     as_json = "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
     try:
-        return invoke(arguments)
+        code = invoke(arguments)
+        sys.stdout.flush()
+        return code
     except FlowError as error:
         show.error(type(error).__name__, error.message, error.suggestions, as_json)
         return error.exit_code
@@ -134,15 +143,19 @@ def guarded(arguments: list[str]) -> int:
     except BrokenPipeError:
         raise
     except OSError as problem:
-        if problem.filename is None:
+        if problem.filename is not None:
+            show.error("OSError", f"{os.fsdecode(problem.filename)}: {problem.strerror}.", [], as_json)
+            return 1
+        if problem.errno not in OUTPUT_ERRORS:
             raise
-        show.error("OSError", f"{os.fsdecode(problem.filename)}: {problem.strerror}.", [], as_json)
+        abandon_output()
+        show.error("OSError", f"The output could not be written: {problem.strerror}.", [], False)
         return 1
 
 
 def invoke(arguments: list[str]) -> int:
-    if "_FLOW_COMPLETE" in os.environ:
-        flow.main(arguments, prog_name="flow", complete_var="_FLOW_COMPLETE")
+    if COMPLETE_VARIABLE in os.environ:
+        flow.main(arguments, prog_name="flow", complete_var=COMPLETE_VARIABLE)
     with flow.make_context("flow", arguments) as context:
         return flow.invoke(context) or 0
 

@@ -6,10 +6,15 @@ import sys
 import time
 from collections.abc import Iterator
 
+import click
+
 from flow_sdk import logs, store, taskdir
-from flow_sdk.cli import show
+from flow_sdk.cli import completion, show
 from flow_sdk.task import Task
 from flow_sdk.watch import Watch
+
+task_argument = click.argument("task", shell_complete=completion.tasks)
+tasks_argument = click.argument("tasks", nargs=-1, metavar="[TASK]...", shell_complete=completion.tasks)
 
 BEFORE_RUNNING = (taskdir.PENDING, taskdir.PROVISIONING, taskdir.PREPARING)
 QUIET_S = 1.0
@@ -48,7 +53,7 @@ class Stage:
 
     def __init__(self) -> None:
         self.on_terminal = sys.stderr.isatty()
-        self.text = ""
+        self.text = self.drawn = ""
         self.since = time.monotonic()
         self.noted = False
 
@@ -59,8 +64,7 @@ class Stage:
             self.text, self.since, self.noted = text, now, False
         lasted = now - self.since
         if self.on_terminal:
-            sys.stderr.write(f"\r\x1b[K{self.fitting(lasted)}")
-            sys.stderr.flush()
+            self.draw(self.fitting(lasted))
         elif lasted >= QUIET_S / 2 and not self.noted:
             self.noted = True
             show.note(text)
@@ -72,10 +76,15 @@ class Stage:
         width = shutil.get_terminal_size().columns - 1 - len(clock)
         return self.text[:width] + clock
 
-    def clear(self) -> None:
-        if self.on_terminal and self.text:
-            sys.stderr.write("\r\x1b[K")
+    def draw(self, shown: str) -> None:
+        if shown != self.drawn:
+            self.drawn = shown
+            sys.stderr.write(f"\r\x1b[K{shown}")
             sys.stderr.flush()
+
+    def clear(self) -> None:
+        if self.on_terminal:
+            self.draw("")
 
 
 def write(stream: int, data: bytes) -> None:

@@ -12,7 +12,7 @@ from flow_sdk.cli import show
 
 
 @click.command()
-@click.argument("task")
+@following.task_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended. Ctrl-C leaves it running.")
 @click.option("-n", "--tail", type=click.IntRange(min=0), metavar="N", help="Only the last N lines.")
 @click.option("--stderr", "stream", flag_value="stderr", help="Only its error output.")

@@ -11,7 +11,7 @@ import click
 
 from flow_sdk import providers, taskdir
 from flow_sdk.cli import show
-from flow_sdk.cli.follow import find, until_running
+from flow_sdk.cli.follow import find, task_argument, until_running
 from flow_sdk.client import Flow
 from flow_sdk.errors import ProviderError, ResourceNotFoundError, ValidationError
 from flow_sdk.task import Task
@@ -51,7 +51,7 @@ def connect(task: Task, node: int) -> Transport:
 
 
 @click.command()
-@click.argument("task")
+@task_argument
 @click.argument("command", nargs=-1, metavar="[-- COMMAND]")
 @node_option
 @show.json_option
@@ -87,7 +87,7 @@ def become(argv: list[str], env: dict[str, str]) -> NoReturn:
 
 @click.command()
 @click.argument("volume")
-@click.argument("task")
+@task_argument
 @click.argument("path", required=False)
 @show.json_option
 def mount(volume: str, task: str, path: str | None, as_json: bool) -> None:
@@ -110,7 +110,7 @@ def mount(volume: str, task: str, path: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("task")
+@task_argument
 @show.json_option
 def upload_code(task: str, as_json: bool) -> None:
     """Bring this folder's files, as they are now, into a running task's working directory.
@@ -127,7 +127,7 @@ def upload_code(task: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("task")
+@task_argument
 @click.argument("path")
 @click.argument("to", default=".")
 @node_option

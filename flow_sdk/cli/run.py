@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,7 @@ def given_fields(options: dict[str, Any]) -> dict[str, Any]:
     if "env" in fields:
         fields["env"] = dict(variable(text) for text in fields["env"])
     if "mounts" in fields:
-        fields["mounts"] = dict(mount(text) for text in fields["mounts"])
+        fields["mounts"] = parse_mounts(fields["mounts"])
     if "volumes" in fields:
         fields["volumes"] = [volume(text) for text in fields["volumes"]]
     return fields
@@ -119,11 +120,10 @@ def variable(text: str) -> tuple[str, str]:
     return name, value if equals else os.environ[name]
 
 
-def mount(text: str) -> tuple[str, str]:
-    from flow_sdk.mounts import DEFAULT_TARGET
+def parse_mounts(texts: Sequence[str]) -> dict[str, str]:
+    from flow_sdk import mounts
 
-    target, equals, source = text.partition("=")
-    return (target, source) if equals and target.startswith("/") else (DEFAULT_TARGET, text)
+    return mounts.parse([t if t.startswith("/") and "=" in t else f"{mounts.DEFAULT_TARGET}={t}" for t in texts])
 
 
 def volume(text: str) -> dict[str, str]:

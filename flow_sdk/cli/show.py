@@ -25,6 +25,9 @@ STATE_STYLES = {
     "preempted": "yellow",
 }
 
+GAP = 2
+SHRUNK = 12
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
 
 
@@ -187,40 +190,49 @@ def task_json(row: Row) -> dict[str, Any]:
 # Tables
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, shrink: Sequence[str] = ()) -> None:
-    """Aligned columns.
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, shrink: Sequence[str] = (), drop: Sequence[str] = ()
+) -> None:
+    """Aligned columns, without those that are empty in every row.
 
     Args:
-        shrink: columns that may be cut where the terminal is too narrow. Without a terminal nothing is cut.
+        shrink: columns that are cut where the terminal is too narrow. Without a terminal nothing is cut.
+        drop: columns that are left out, in this order, where that is not enough.
     """
-    used = [at for at, name in enumerate(columns) if any(row[at] for row in rows)]
-    heads = [columns[at] for at in used]
-    cells = [[clean(row[at]) for at in used] for row in rows]
+    cells = [[clean(cell) for cell in row] for row in rows]
+    widths = {name: max(len(row[at]) for row in cells) for at, name in enumerate(columns)}
+    kept = [name for name in columns if widths[name]]
     if sys.stdout.isatty():
-        rich_table(heads, cells, shrink)
+        from rich.console import Console
+
+        console = Console(highlight=False, color_system="auto" if is_colourful(sys.stdout) else None)
+        least = {name: min(max(widths[name], len(name)), SHRUNK if name in shrink else widths[name]) for name in kept}
+        for name in drop:
+            if name in kept and sum(least[one] + GAP for one in kept) - GAP > console.width:
+                kept.remove(name)
+        console.print(rich_table(columns, kept, cells, shrink))
         return
-    widths = [max(len(row[at]) for row in [heads, *cells]) for at in range(len(heads))]
-    for row in [[head.upper() for head in heads], *cells]:
-        line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    heads = [name.upper() for name in columns]
+    for row in [heads, *cells]:
+        padded = (row[at].ljust(max(widths[name], len(name))) for at, name in enumerate(columns) if name in kept)
+        line((" " * GAP).join(padded).rstrip())
 
 
-def rich_table(heads: Sequence[str], rows: Sequence[Sequence[str]], shrink: Sequence[str]) -> None:
-    from rich.console import Console
+def rich_table(
+    columns: Sequence[str], kept: Sequence[str], rows: Sequence[Sequence[str]], shrink: Sequence[str]
+) -> Any:
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=None, pad_edge=False, header_style="bold")
-    for at, head in enumerate(heads):
-        width = max(len(row[at]) for row in rows)
-        grid.add_column(head, no_wrap=True, overflow="ellipsis", min_width=None if head in shrink else width)
+    for name in kept:
+        # Columns that may wrap are narrowed first; their cells are cut all the same.
+        grid.add_column(name, no_wrap=name not in shrink)
     for row in rows:
-        grid.add_row(
-            *(
-                Text(cell, STATE_STYLES.get(cell, "") if head == "state" else "")
-                for head, cell in zip(heads, row, strict=True)
-            )
-        )
-    Console(highlight=False).print(grid)
+        of_row = dict(zip(columns, row, strict=True))
+        styles = {"state": STATE_STYLES.get(of_row.get("state", "").replace(" ", "_"), "")}
+        grid.add_row(*(Text(of_row[name], styles.get(name, ""), no_wrap=True, overflow="ellipsis") for name in kept))
+    return grid
 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> None:

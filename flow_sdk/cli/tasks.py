@@ -15,7 +15,7 @@ import click
 from flow_sdk import store, taskdir
 from flow_sdk.cli import show
 from flow_sdk.cli.app import Usage
-from flow_sdk.cli.follow import find, row_of
+from flow_sdk.cli.follow import find, row_of, task_argument, tasks_argument
 from flow_sdk.errors import FlowError, ValidationError
 from flow_sdk.task import Task
 
@@ -24,11 +24,12 @@ LAST_LINES = 10
 WAIT_BEYOND_GRACE_S = 10.0
 ONGOING = tuple(state for state in taskdir.STATES if state not in taskdir.END_STATES)
 COLUMNS = ("", "task", "name", "state", "hardware", "created", "duration", "cost", "reason")
+SHRINK, DROP = ("name", "hardware", "reason"), ("cost", "hardware", "created", "", "duration", "reason")
 UNITS_S = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 @click.command()
-@click.argument("tasks", nargs=-1, metavar="[TASK]...")
+@tasks_argument
 @click.option("-s", "--state", "states", multiple=True, help="Only tasks in this state; may be repeated.")
 @click.option("-n", "--name", metavar="PATTERN", help="Only names that fit, as 'exp-*'.")
 @click.option("-t", "--tag", help="Only tasks with this tag.")
@@ -65,7 +66,7 @@ def status(
         show.line("No tasks found")
     else:
         numbers = numbered(rows) if not tasks else {}
-        show.table(COLUMNS, [cells(row, numbers) for row in rows], shrink=("name", "hardware", "reason"))
+        show.table(COLUMNS, [cells(row, numbers) for row in rows], shrink=SHRINK, drop=DROP)
         if more and sys.stdout.isatty():
             show.note(f"Of those that have ended, the {ENDED_SHOWN} newest are shown; --all shows every one.")
 
@@ -117,7 +118,7 @@ def cells(row: store.Row, numbers: dict[str, str]) -> list[str]:
         show.age(record.created_at),
         "" if seconds is None else show.duration(seconds),
         show.money(cost) if cost else "",
-        "" if row.state == taskdir.COMPLETED else (row.reason or "").split("\n")[0],
+        "" if row.state in (taskdir.COMPLETED, taskdir.RUNNING) else (row.reason or "").split("\n")[0],
     ]
 
 
@@ -141,7 +142,7 @@ def parse_since(text: str) -> float:
 
 
 @click.command()
-@click.argument("task")
+@task_argument
 @show.json_option
 def info(task: str, as_json: bool) -> None:
     """Show all that is known of a task; of its environment the names only.
@@ -257,7 +258,7 @@ def folder(task: Task) -> Path:
 
 
 @click.command()
-@click.argument("tasks", nargs=-1, metavar="[TASK]...")
+@tasks_argument
 @click.option(
     "-n", "--name-pattern", metavar="PATTERN", help="All that have not ended and whose name fits, as 'dev-*'."
 )

@@ -19,7 +19,7 @@ from flow_sdk import taskdir
 from flow_sdk.errors import MountError, NoCapacityError, ProviderError, ResourceNotFoundError, ValidationError
 from flow_sdk.files import write_private
 from flow_sdk.providers import Bootstrap, Instance, Lease, LeaseStatus, Offer, Volume
-from flow_sdk.settings import home
+from flow_sdk.settings import home, unwritable
 from flow_sdk.taskdir import TaskDir
 
 if TYPE_CHECKING:
@@ -65,15 +65,11 @@ class LocalProvider:
     def _on_cpu(self, wanted: Hardware, count: int, fitting: list[Any], gpus: list[Any]) -> Offer:
         has = f"has {len(fitting)} of the {count} {wanted.model} GPUs" if fitting else f"has no {wanted.model}"
         if os.environ.get("FLOW_LOCAL_STRICT") == "1":
-            there = sorted({f"{gpu['name']}" for gpu in gpus})
+            there = ", ".join(sorted({str(gpu["name"]) for gpu in gpus}))
             raise NoCapacityError(
-                f"This machine {has} that the task asks for.".replace(
-                    f"no {wanted.model} that", f"no {wanted.model}, which"
-                ),
+                f"No instances available for type '{wanted}': this machine {has}.",
                 [
-                    f"GPUs here: {', '.join(there)}."
-                    if there
-                    else "There is no GPU here; ask for instance_type='cpu'.",
+                    f"GPUs here: {there}." if there else "There is no GPU here; ask for instance_type='cpu'.",
                     "Unset FLOW_LOCAL_STRICT to run on the CPU instead.",
                 ],
             )
@@ -101,7 +97,11 @@ class LocalProvider:
             **bootstrap.offer.details,
             **own_python(),
         }
-        write_private(directory.task_json, json.dumps(asdict(replace(record, lease=lease))).encode())
+        try:
+            write_private(directory.task_json, json.dumps(asdict(replace(record, lease=lease))).encode())
+            directory.runner_log.touch(mode=0o600)
+        except OSError as error:
+            raise unwritable(home(), error) from error
         self._start(directory, bootstrap.lock_fd)
         return lease
 
@@ -110,7 +110,6 @@ class LocalProvider:
         terminal and its Ctrl-C away."""
         python = [sys.executable or "python3", "-I", "-S", "-c", START, str(RUNNER_FOLDER)]
         with directory.runner_log.open("ab") as log:
-            directory.runner_log.chmod(0o600)
             started = subprocess.run(
                 ["sh", "-c", '"$@" &', "flow", *python, str(directory.path), str(lock_fd)],
                 stdin=subprocess.DEVNULL,

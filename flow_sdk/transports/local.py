@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from flow_sdk.transports import Completed
 from flow_sdk.watch import Watch
 
 CHUNK_BYTES = 1 << 20
+CONTAINER_TIMEOUT_S = 60.0
 
 
 class LocalTransport:
@@ -94,11 +96,19 @@ class LocalTransport:
         scratch = str(self.directory.node(self.rank) / "mounts")
         if not (self.container and self.engine):
             return [self._inner_pid(), "plain", scratch]
-        ask = [self.engine, "inspect", "--format", "{{.State.Pid}}", self.container]
-        pid = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
-        if not pid or pid == "0":
-            raise self._not_running("preparing")
-        return [pid, "container", scratch]
+        return [self._container_pid(), "container", scratch]
+
+    def _container_pid(self) -> str:
+        """The container's first process; waits for it, for the engine makes the container a moment after the task is
+        said to run."""
+        ask = [str(self.engine), "container", "inspect", "--format", "{{.State.Pid}}", str(self.container)]
+        deadline = time.monotonic() + CONTAINER_TIMEOUT_S
+        while (pid := subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()) in ("", "0"):
+            self.environment()
+            if time.monotonic() > deadline:
+                raise ProviderError(f"The container {self.container} did not start within {CONTAINER_TIMEOUT_S:g} s.")
+            time.sleep(0.05)
+        return pid
 
     def environment(self) -> dict[str, str]:
         """The environment of the task's command, as it runs."""
@@ -118,6 +128,7 @@ class LocalTransport:
         status = self.directory.status(self.rank)
         assert status is not None
         if self.container and self.engine:
+            self._container_pid()
             terminal = ["--interactive", "--tty"] if interactive and os.isatty(0) else ["--interactive"]
             return [self.engine, "exec", *terminal, self.container], dict(os.environ)
         pid = self._inner_pid()

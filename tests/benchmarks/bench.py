@@ -30,7 +30,8 @@ class Bench:
         self.project = self.place("project")
         self.python = Path(sys.executable)
         self.flow = self.python.parent / "flow"
-        own = {name: value for name, value in os.environ.items() if not name.startswith("FLOW_")}
+        # Without PYTHONDONTWRITEBYTECODE, say: an installed package has its bytecode, and this one's is then kept too.
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("FLOW_", "PYTHON"))}
         self.env = {**own, "FLOW_HOME": str(self.place("home"))}
         self.peer_env = peers.environment(self.place("peer-home"))
 

@@ -32,7 +32,8 @@ class Flow:
     def first_line(self) -> float:
         started = time.perf_counter()
         task = self.flow.run(COMMAND)
-        line = next(task.logs(follow=True))
+        lines = task.logs(follow=True)
+        line = next(lines)
         taken = ms_since(started)
         assert line == "hi", line
         task.wait()

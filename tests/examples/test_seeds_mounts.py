@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import os
-import urllib.request
 from pathlib import Path
 
 import pytest
 
 import flow_sdk as flow
-from tests.examples.world import World, completed, seen_by, tasks
-from tests.services import MotoServer, unavailable, wait_for
-
-
-def files_of_volume(name: str) -> list[str]:
-    """What is in a volume, as a task sees it."""
-    task = completed(flow.run("ls -1 /look", mounts={"/look": f"volume://{name}"}, upload_code=False))
-    return task.logs().splitlines()
+from tests.examples.world import World, completed, fetch, files_of_volume, need_port, seen_by, tasks
+from tests.services import MotoServer, wait_for
 
 
 def volumes() -> dict[str, int]:
@@ -61,9 +54,7 @@ def test_s3_needs_credentials(both: World, buckets: MotoServer, monkeypatch: pyt
 
 def test_volume_sources(both: World) -> None:
     made = flow.create_volume(size_gb=20, name="made-before")
-    steps = both.steps(
-        "guide", "Supported Data Sources > 2. Volumes", replace={"vol_abc123def456": made.volume_id}
-    )
+    steps = both.steps("guide", "Supported Data Sources > 2. Volumes", replace={"vol_abc123def456": made.volume_id})
     expected = [["/data"], ["/data"], ["/datasets", "/checkpoints", "/outputs"]]
     for (_, names), paths in zip(steps, expected, strict=True):
         command = "python process.py && " + " && ".join(f"touch {path}/kept" for path in paths)
@@ -119,7 +110,7 @@ def test_model_serving(both: World) -> None:
     both.gpus("8xA100")
     flow.create_volume(size_gb=10, name="model-zoo")
     completed(flow.run("touch /models/bert.bin", volumes={"/models": "model-zoo"}))
-    refuse_taken_port(8080)
+    need_port(8080)
     task = both.run("guide", "Examples > Model Serving with Cached Models")["task"]
     url = task.endpoints[8080]
     try:
@@ -221,24 +212,3 @@ def test_conditional_mounting(both: World, buckets: MotoServer) -> None:
     seen = seen_by(completed(other["task"]))[0]
     assert {"/models", "/outputs"} <= set(seen.mounts)
     assert "/datasets" not in seen.mounts
-
-
-def fetch(url: str) -> bytes:
-    """What the server says; nothing while it is not up yet."""
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            found: bytes = answer.read()
-            return found
-    except (ConnectionError, urllib.error.URLError):
-        return b""
-
-
-def refuse_taken_port(port: int) -> None:
-    import socket
-
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            unavailable(f"port {port} is taken on this machine")

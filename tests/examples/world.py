@@ -7,18 +7,22 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pexpect
 import pytest
 
 import flow_sdk as flow
 from tests import services
 from tests.examples.blocks import Block, blocks
-from tests.services import ROOT, MotoServer
+from tests.services import ROOT, MotoServer, wait_for
 
 HERE = Path(__file__).parent
 DOCUMENTS_FOLDER = ROOT.parent / "shared" / "seeds"
@@ -26,7 +30,14 @@ DOCUMENTS = {"guide": "000_b39bf7a136b1294c.txt", "readme": "002_d247b9e7529d033
 """The Data Mounting Guide, and the README of the SDK."""
 
 TASK_TIMEOUT_S = 60
+TESTS_PYTHON = sys.executable
 STAND_INS = {"torchrun": "torchrun", "uv": "uv", "jupyter": "jupyter", "nvidia-smi": "nvidia_smi"}
+# The last is what the NVIDIA container toolkit brings into a container.
+MAKE_IMAGE = """
+ln -s python3 /usr/bin/python
+mkdir /app
+printf '#!/bin/sh\\necho "No devices were found"\\n' > /usr/local/bin/nvidia-smi && chmod +x /usr/local/bin/nvidia-smi
+"""
 IMAGE_NAMES = (
     "docker.io/pytorch/pytorch:2.0.0-cuda11.8-cudnn8",
     "docker.io/mycompany/training:latest",
@@ -74,7 +85,7 @@ def make_user_python(folder: Path) -> Path:
     for program, source in STAND_INS.items():
         add_program(folder / "bin" / program, python, HERE / "stand_ins" / f"{source}.py")
     # This one needs boto3, which the tests have.
-    add_program(folder / "bin" / "aws", Path(sys.executable), HERE / "stand_ins" / "aws.py")
+    add_program(folder / "bin" / "aws", Path(TESTS_PYTHON), HERE / "stand_ins" / "aws.py")
     return python
 
 
@@ -85,18 +96,17 @@ def add_program(path: Path, python: Path, script: Path) -> None:
 
 def build_images(environ: Mapping[str, str]) -> None:
     """Gives a small image every name that the examples use, so that nothing is pulled; it has `python`, and a program
-    of its own at /app/train.py. Kept across runs, as the image below it is."""
+    of its own at /app/train.py. It is kept across runs, as the image below it is."""
     env = {**os.environ, **environ}
     files = [HERE / "project" / name for name in ("train.py", "look.py")]
     with services.locked(services.CACHE / "podman-examples.lock"):
         base = podman(env, "image", "inspect", "--format", "{{.Id}}", services.PODMAN_IMAGE)
-        made_of = f"{base}-{services.hash_of(''.join(file.read_text() for file in files))}"
+        made_of = f"{base}-{services.hash_of(MAKE_IMAGE + ''.join(file.read_text() for file in files))}"
         label = ["image", "inspect", "--format", '{{index .Labels "made-of"}}']
         if all(podman(env, *label, name, check=False) == made_of for name in IMAGE_NAMES):
             return
         podman(env, "rm", "--force", "--ignore", "flow-test-examples")
-        make = "ln -s python3 /usr/bin/python && mkdir /app"
-        podman(env, "run", "--name", "flow-test-examples", services.PODMAN_IMAGE, "sh", "-c", make)
+        podman(env, "run", "--name", "flow-test-examples", services.PODMAN_IMAGE, "sh", "-c", MAKE_IMAGE)
         for file in files:
             podman(env, "cp", str(file), f"flow-test-examples:/app/{file.name}")
         commit = ["commit", "--quiet", "--change", f"LABEL made-of={made_of}", "flow-test-examples"]
@@ -137,8 +147,8 @@ class Seen(NamedTuple):
 
 def seen_by(task: flow.Task, node: int = 0) -> list[Seen]:
     """One for each script that ran on the node."""
-    lines = task.logs(node=node).splitlines()
-    return [Seen(**json.loads(line.removeprefix("saw "))) for line in lines if line.startswith("saw ")]
+    # Not from the line's start: what another process of the task was printing may be in front of it.
+    return [Seen(**json.loads(found)) for found in re.findall(r"saw (\{.*\})$", task.logs(node=node), re.MULTILINE)]
 
 
 def completed(task: flow.Task) -> flow.Task:
@@ -146,6 +156,45 @@ def completed(task: flow.Task) -> flow.Task:
     task.wait(timeout=TASK_TIMEOUT_S)
     assert task.status == "completed", f"{task!r}\n{task.logs()}"
     return task
+
+
+def running(task: flow.Task) -> flow.Task:
+    """The task, once it runs; fails the test where it ended."""
+    wait_for(lambda: task.status == "running" or (task.is_done and pytest.fail(repr(task))), 30, f"{task!r} to run")
+    return task
+
+
+def files_of_volume(name: str) -> list[str]:
+    """What is in a volume, as a task sees it."""
+    task = completed(flow.run("ls -1 /look", mounts={"/look": f"volume://{name}"}, upload_code=False))
+    return task.logs().splitlines()
+
+
+def shell_output(task: flow.Task, command: str) -> str:
+    """What `task.shell(command)` prints."""
+    script = "import sys, flow_sdk; flow_sdk.get_task(sys.argv[1]).shell(sys.argv[2])"
+    argv = [TESTS_PYTHON, "-c", script, task.task_id, command]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=TASK_TIMEOUT_S).stdout
+
+
+def fetch(url: str) -> bytes:
+    """What the server says; nothing while it is not up yet."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            found: bytes = answer.read()
+            return found
+    except (ConnectionError, urllib.error.URLError):
+        return b""
+
+
+def need_port(port: int) -> None:
+    """Skips the test where another program of this machine has the port that the example names."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            services.unavailable(f"port {port} is taken on this machine")
 
 
 def tasks() -> list[flow.Task]:
@@ -177,7 +226,8 @@ class World:
         self.import_name = "flow"
         shutil.copytree(HERE / "project", project, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         # The user works in an activated environment; tests of the SDK are programs of that environment.
-        monkeypatch.setenv("PATH", str(user_python.parent), prepend=os.pathsep)
+        for folder in (Path(TESTS_PYTHON).parent, user_python.parent):
+            monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
         monkeypatch.setattr(sys, "executable", str(user_python))
 
     def gpus(self, spec: str) -> None:
@@ -217,6 +267,27 @@ class World:
             source = ast.get_source_segment(text, statement, padded=True) or ""
             self._execute("\n" * (block.line + statement.lineno - 2) + source, f"<{document}: {heading}>")
             yield source, self._namespace
+
+    def commands(self, document: str, heading: str, index: int = 0, replace: Mapping[str, str] = {}) -> list[str]:
+        """The command lines of a shell block, without comments."""
+        text = self.text(document, heading, index)
+        for placeholder, value in replace.items():
+            assert placeholder in text, f"the block has no {placeholder!r}"
+            text = text.replace(placeholder, value)
+        lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines())
+        return [line for line in lines if line]
+
+    def shell(self, command: str, *, code: int = 0) -> str:
+        """Runs a command line as on a terminal whose output is kept; returns its standard output."""
+        done = subprocess.run(
+            ["bash", "-c", command], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TASK_TIMEOUT_S
+        )
+        assert done.returncode == code, f"{command} exited {done.returncode}:\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def terminal(self, command: str) -> pexpect.spawn:
+        """The command line on a terminal of its own."""
+        return pexpect.spawn("bash", ["-c", command], encoding="utf-8", timeout=TASK_TIMEOUT_S, dimensions=(40, 200))
 
     def _execute(self, source: str, where: str) -> None:
         if self.import_name != "flow":

@@ -11,7 +11,7 @@ import pexpect
 import pytest
 
 import flow_sdk as flow
-from flow_sdk import taskdir
+from flow_sdk import store, taskdir
 from tests.faults.processes import FAR_S, alive, command_pid, output_of, run_client, start_client, wait_for_file
 from tests.services import wait_for
 
@@ -34,7 +34,8 @@ STEPS = {
     "lease in the history": ("flow_sdk.store.save", 2),
 }
 
-KILLED_AFTER_A_STEP = """
+KILLED_AFTER_A_STEP = (
+    """
 import importlib, os, signal, sys
 import flow_sdk.client, flow_sdk.providers.local
 MARKS, path, count = sys.argv[1], sys.argv[2].split("."), int(sys.argv[3])
@@ -54,7 +55,9 @@ def step(*args, **kwargs):
     return result
 
 setattr(owner, path[-1], step)
-""" + SUBMIT
+"""
+    + SUBMIT
+)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -62,6 +65,8 @@ def test_a_client_killed_in_mid_submit_leaves_a_whole_task_or_none(
     step: str, flow_home: Path, project: Path, tmp_path: Path
 ) -> None:
     marks = tmp_path / "marks"
+    assert flow.list_tasks() == []
+    store._disconnect()
     client = start_client(KILLED_AFTER_A_STEP, marks, *STEPS[step])
     _, said = client.communicate(timeout=FAR_S)
     assert client.returncode == -signal.SIGKILL, said
@@ -208,7 +213,7 @@ def test_a_task_outlives_its_terminal(how: str, flow_home: Path, project: Path, 
 def test_a_follower_that_is_killed_harms_no_task(flow_home: Path, project: Path, tmp_path: Path) -> None:
     go = tmp_path / "go"
     task = flow.run(f"echo started; {wait_for_file(go)}; echo done")
-    code = "import sys, flow_sdk as flow\nfor line in flow.get_task(sys.argv[1]).logs(follow=True): print(line, flush=True)"
+    code = "import sys, flow_sdk as f\nfor line in f.get_task(sys.argv[1]).logs(follow=True): print(line, flush=True)"
     follower = start_client(code, task.task_id)
     assert follower.stdout and follower.stdout.readline() == "started\n"
     follower.kill()

@@ -89,9 +89,7 @@ def test_a_guard_killed_before_it_started_anything_is_lost(
     assert not marks.exists()
 
 
-def test_a_guard_that_cannot_start_says_why(
-    flow_home: Path, project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_guard_that_cannot_start_says_why(flow_home: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flow_sdk.providers.local.START", "raise SystemExit('no such spirit')")
     task = flow.run("echo hi")
     assert task.wait(FAR_S).status == taskdir.LOST
@@ -168,9 +166,7 @@ def test_a_lost_task_leaves_another_tasks_processes_alone(flow_home: Path, proje
     assert other.wait(FAR_S).status == taskdir.COMPLETED
 
 
-def test_a_number_that_another_process_has_now_is_not_killed(
-    flow_home: Path, project: Path, tmp_path: Path
-) -> None:
+def test_a_number_that_another_process_has_now_is_not_killed(flow_home: Path, project: Path, tmp_path: Path) -> None:
     """After a reboot the pids in old task directories belong to strangers."""
     stranger = start_client("import signal; print('up', flush=True); signal.pause()")
     assert stranger.stdout and stranger.stdout.readline() == "up\n"

@@ -33,7 +33,9 @@ def main() -> None:
     if given.output:
         (given.output / "model.json").write_text(state)
     if given.checkpoint_dir:
-        (given.checkpoint_dir / f"rank-{os.environ['FLOW_NODE_RANK']}-{os.environ['LOCAL_RANK']}.json").write_text(state)
+        (given.checkpoint_dir / f"rank-{os.environ['FLOW_NODE_RANK']}-{os.environ['LOCAL_RANK']}.json").write_text(
+            state
+        )
     print("done", flush=True)
 
 
