@@ -61,12 +61,14 @@ class Bundle(NamedTuple):
         sha256: names the content; the hash of the tar inside, so that it does not hang on the zlib that compressed it.
         size_bytes: of the archive, compressed.
         file_count: files and links in it.
+        folder_count: folders in it.
         path: the archive.
     """
 
     sha256: str
     size_bytes: int
     file_count: int
+    folder_count: int
     path: Path
 
 
@@ -154,7 +156,8 @@ def _pack_once(top: bytes, into: Path, limit_bytes: int) -> Bundle:
             size_bytes = written * max(total_bytes, read) // read
             where = f"; before compression, {_megabytes(read)} of {_megabytes(total_bytes)} were over the limit"
             raise _too_large(top, tree, limit_bytes, _megabytes(size_bytes), where)
-        bundle = Bundle(sha256, written, sum(not stat.S_ISDIR(row.mode) for row in seen), into / f"{sha256}.tar.gz")
+        folder_count = sum(stat.S_ISDIR(row.mode) for row in seen)
+        bundle = Bundle(sha256, written, len(seen) - folder_count, folder_count, into / f"{sha256}.tar.gz")
         part.replace(bundle.path)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -485,6 +488,7 @@ def _remember(top: bytes, into: Path, tree: _Tree, bundle: Bundle) -> None:
         "sha256": bundle.sha256,
         "size_bytes": bundle.size_bytes,
         "file_count": bundle.file_count,
+        "folder_count": bundle.folder_count,
     }
     path = _cache_path(top, into)
     try:
@@ -503,7 +507,8 @@ def _recall(top: bytes, into: Path, limit_bytes: int) -> Bundle | None:
     try:
         record = json.loads(_cache_path(top, into).read_bytes())
         sha256 = record["sha256"]
-        bundle = Bundle(sha256, record["size_bytes"], record["file_count"], into / f"{sha256}.tar.gz")
+        counts = record["file_count"], record["folder_count"]
+        bundle = Bundle(sha256, record["size_bytes"], *counts, into / f"{sha256}.tar.gz")
         tree = _Tree(
             [_Row(os.fsencode(path), *rest) for path, *rest in record["packed"]],
             [_Row(os.fsencode(path), *rest) for path, *rest in record["watched"]],

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from flow_sdk import providers, settings, store, taskdir
 from flow_sdk.errors import AuthenticationError, NoCapacityError, ResourceNotFoundError, ValidationError
 from flow_sdk.files import write_private
-from flow_sdk.providers import Bootstrap, Offer, Volume
+from flow_sdk.providers import Bootstrap, Offer, Provider, Volume
 from flow_sdk.settings import make_home, unwritable
-from flow_sdk.task import Task, _whoami
+from flow_sdk.task import Task, whoami
 
 if TYPE_CHECKING:
     from flow_sdk.bundle import Bundle
@@ -238,7 +238,7 @@ class Flow:
         packed = bundle.pack(Path(code_root or Path.cwd()), make_home() / "bundles")
         for rank in range(running.num_instances):
             with running._transport(rank) as node:
-                done = node.run(["tar", "-xzpf", "-"], input=packed.path)
+                done = node.run(["tar", "-xzpmf", "-"], input=packed.path)
             if done.exit_code != 0:
                 raise ValidationError(f"The code could not be unpacked: {done.stderr.decode(errors='replace').strip()}")
         return running
@@ -263,10 +263,7 @@ def submit_config(
     config = config.frozen_copy()
     offer = choose_offer(config, provider_name)
     private = private_values(config)
-    bundle = None if again else pack_code(config, code_root)
     task_id = f"task-{secrets.token_hex(5)}"
-    root = (code_root or Path.cwd()) if not again else None
-    commit, dirty = git_state(root) if bundle and root else (None, None)
     record = store.Record(
         task_id=task_id,
         name=config.name or default_name(config.command, task_id),
@@ -274,16 +271,12 @@ def submit_config(
         config=config.to_json(secrets=False),
         created_at=time.time(),
         mounts=tuple(mount.to_json() for mount in config.mount_values()),
-        bundle=str(bundle.path) if bundle and bundle.file_count else again.bundle if again else None,
-        bundle_sha256=bundle.sha256 if bundle else again.bundle_sha256 if again else None,
-        code_root=str(root) if bundle else again.code_root if again else None,
-        git_commit=again.git_commit if again else commit,
-        git_dirty=again.git_dirty if again else dirty,
         host=socket.gethostname(),
-        user=_whoami(),
+        user=whoami(),
         email=git_email(),
         price_per_hour_usd=total_price(offer, config),
         note=offer.note,
+        **(same_code(again) if again else code_of(config, code_root or Path.cwd())),
     )
     task = start(record, config, offer, private)
     if offer.note:
@@ -321,7 +314,9 @@ def choose_offer(config: TaskConfig, provider_name: str) -> Offer:
     Raises:
         NoCapacityError: there is none; with what could be had instead.
     """
-    offers = providers.load(provider_name).offers(config)
+    provider = providers.load(provider_name)
+    refuse_incapable(provider, config)
+    offers = provider.offers(config)
     cap = config.max_price_per_hour
     affordable = [o for o in offers if cap is None or o.price_per_hour_usd is None or total_price(o, config) <= cap]
     if affordable:
@@ -336,6 +331,22 @@ def choose_offer(config: TaskConfig, provider_name: str) -> Offer:
         f"No instances available{wanted} from {provider_name} now.",
         ["Try another instance type, region or provider."],
     )
+
+
+def refuse_incapable(provider: Provider, config: TaskConfig) -> None:
+    needed = {
+        "image": config.image,
+        "mounts": config.mounts,
+        "volumes": config.volumes,
+        "multi-node": config.num_instances > 1,
+        "ports": config.ports,
+    }
+    missing = [name for name, wanted in needed.items() if wanted and name not in provider.capabilities]
+    if missing:
+        raise ValidationError(
+            f"The provider {provider.name!r} cannot do what the task asks for: {', '.join(missing)}.",
+            [f"It can do: {', '.join(sorted(provider.capabilities)) or 'a command on one node'}.", "Try another one."],
+        )
 
 
 def total_price(offer: Offer, config: TaskConfig) -> Any:
@@ -365,12 +376,33 @@ def private_values(config: TaskConfig) -> dict[str, Any]:
     return private
 
 
-def pack_code(config: TaskConfig, code_root: Path | None) -> Bundle | None:
+def code_of(config: TaskConfig, root: Path) -> dict[str, Any]:
+    """Packs the code; what the record says of it."""
+    packed = pack_code(config, root)
+    if packed is None:
+        return {}
+    commit, dirty = git_state(root)
+    empty = packed.file_count + packed.folder_count == 0
+    return {
+        "bundle": None if empty else str(packed.path),
+        "bundle_sha256": packed.sha256,
+        "code_root": str(root),
+        "git_commit": commit,
+        "git_dirty": dirty,
+    }
+
+
+def pack_code(config: TaskConfig, root: Path | None) -> Bundle | None:
     if not config.upload_code:
         return None
     from flow_sdk import bundle
 
-    return bundle.pack(code_root or Path.cwd(), make_home() / "bundles")
+    return bundle.pack(root or Path.cwd(), make_home() / "bundles")
+
+
+def same_code(past: store.Record) -> dict[str, Any]:
+    names = ("bundle", "bundle_sha256", "code_root", "git_commit", "git_dirty")
+    return {name: getattr(past, name) for name in names}
 
 
 def default_name(command: str | list[str] | None, task_id: str) -> str:

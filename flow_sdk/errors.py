@@ -1,17 +1,17 @@
 """Every error Flow raises on purpose.
 
-    FlowError
-    ├── ConfigError                 the config file or FLOW_HOME cannot be used
-    ├── ValidationError             what was asked for cannot be right (also a ValueError)
-    │   └── UploadTooLargeError     the code is over the upload limit
-    ├── AuthenticationError         a key is missing or refused
-    ├── ResourceNotFoundError       no such task, volume, file or result (also a LookupError)
-    ├── QuotaExceededError          the account may not have that much
-    ├── NoCapacityError             nobody has that hardware free now
-    ├── ProviderError               a provider, or a program it needs, did not do its part
-    ├── MountError                  a source could not be placed at its path
-    ├── TaskFailedError             a task that was asked to succeed did not
-    └── WaitTimeoutError            a wait ended before the task did (also a TimeoutError)
+FlowError
+├── ConfigError                 the config file or FLOW_HOME cannot be used
+├── ValidationError             what was asked for cannot be right (also a ValueError)
+│   └── UploadTooLargeError     the code is over the upload limit
+├── AuthenticationError         a key is missing or refused
+├── ResourceNotFoundError       no such task, volume, file or result (also a LookupError)
+├── QuotaExceededError          the account may not have that much
+├── NoCapacityError             nobody has that hardware free now
+├── ProviderError               a provider, or a program it needs, did not do its part
+├── MountError                  a source could not be placed at its path
+├── TaskFailedError             a task that was asked to succeed did not
+└── WaitTimeoutError            a wait ended before the task did (also a TimeoutError)
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ DOWNLOAD_TIMEOUT_S = 60.0
 MOST_ENTRIES = 1000
 END_STATES = ("completed", "failed", "cancelled", "timed_out", "lost")
 
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 CLONE_NEWNS = 0x00020000
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_MOVE, MS_REC, MS_SLAVE = 1, 32, 4096, 8192, 16384, 1 << 19
 F_SETPIPE_SZ = 1031
@@ -516,7 +516,7 @@ class Runner:
                 os.chdir(cwd)
                 os.execvpe(argv[0], argv, env)
             except OSError as error:
-                what = cwd if error.filename == cwd else argv[0]
+                what = cwd if error.filename == cwd else argv[0][:200]
                 os.write(2, f"flow: cannot run {what}: {error.strerror}\n".encode(errors="replace"))
                 os._exit(127 if error.errno == errno.ENOENT else 126)
             except ValueError as error:
@@ -600,7 +600,7 @@ class Runner:
         name = os.path.basename(engine)
         run = [engine, "run", "--rm", "--name", str(self.container), "--network=host", "--workdir"]
         run += [self.container_dir(), "--volume", f"{self.workspace}:/workspace"]
-        run += ["--volume", f"{self.node.path('objects')}:/run/flow"]
+        run += ["--volume", f"{self.node.dir}:/run/flow"]
         for source, target, read_only in self.mounted:
             run += ["--volume", f"{source}:{target}:{'ro' if read_only else 'rw'}"]
         if name == "docker" or any(map(os.path.exists, ("/usr/libexec/podman/catatonit", "/usr/bin/catatonit"))):
@@ -636,6 +636,7 @@ class Runner:
 
     def environment(self) -> dict[str, str]:
         own = dict(self.spec["secrets"].get("env", {}))
+        folder = "/run/flow" if self.container else self.node.dir
         given = {
             "FLOW_TASK_ID": self.spec["task_id"],
             "FLOW_TASK_NAME": self.spec["name"],
@@ -643,7 +644,8 @@ class Runner:
             "FLOW_NUM_NODES": str(self.lease["nodes"]),
             "FLOW_NODE_COUNT": str(self.lease["nodes"]),
             "FLOW_MAIN_IP": self.lease["main_ip"],
-            "FLOW_RESULT": "/run/flow/result" if self.container else self.node.path("objects", "result"),
+            "FLOW_NODE_DIR": folder,
+            "FLOW_RESULT": os.path.join(folder, "objects", "result"),
             "MASTER_ADDR": self.lease["main_ip"],
             "MASTER_PORT": str(self.lease["master_port"]),
         }
@@ -669,7 +671,8 @@ class Runner:
             # Also for a task without mounts: one can be added while it runs.
             self.private_mounts = private_mount_namespace()
         if self.spec.get("bundle"):
-            self.call(["tar", "-xzpf", self.spec["bundle"], "-C", self.workspace], "The code could not be unpacked")
+            # In the workspace, which is named by no argument: tar takes a backslash in one for an escape.
+            self.call(["tar", "-xzpf", self.spec["bundle"]], "The code could not be unpacked")
         mounts = self.lease.get("mounts", [])
         if mounts:
             self.prepare_mounts(mounts)
@@ -694,6 +697,9 @@ class Runner:
         streams = self.prepare_log()
         pid = os.fork()
         if pid == 0:
+            if LINUX:
+                # It would keep the task's lock for a runner that is killed.
+                call_libc("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.dup2(streams[0], 1)
@@ -1048,8 +1054,9 @@ def is_guard(pid: int) -> bool:
             words = file.read().split(b"\0")
     except OSError:
         return False
-    # Anywhere among them: the shell that is about to become the guard has the same words after its own.
-    return any(word.endswith(b"runner.main()") for word in words)
+    # Anywhere among them: the shell that is about to become the guard has the same words after its own. Our own forks
+    # have ours.
+    return any(word.endswith(b"runner.main()") for word in words) and os.fsencode(sys.argv[1]) not in words
 
 
 def has_children() -> bool:

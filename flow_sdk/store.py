@@ -196,7 +196,8 @@ def list_rows(
     """
     where, values = ["1"], list[Any]()
     if states:
-        where.append(f"state IN ({','.join('?' * len(states))})")
+        # The newest few are found by their time; the plus keeps SQLite from sorting all tasks of these states.
+        where.append(f"{'+' if limit else ''}state IN ({','.join('?' * len(states))})")
         values += states
     if name_pattern is not None:
         where.append("name GLOB ?")

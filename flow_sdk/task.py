@@ -5,8 +5,6 @@ from __future__ import annotations
 import codecs
 import json
 import os
-import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -170,6 +168,9 @@ class Task:
         return self
 
     def _look(self) -> taskdir.NodeStatus:
+        if not self._directory.task_json.exists():
+            gone = f"Its files are gone from {self._directory.path}, so nothing more is known of it."
+            return taskdir.NodeStatus(0, taskdir.LOST, started_at=self._row.started_at, reason=gone)
         statuses = [self._directory.status(rank) for rank in range(self.num_instances)]
         status = taskdir.combined(statuses)
         if status.state in taskdir.END_STATES:
@@ -186,12 +187,7 @@ class Task:
 
     def _lease_on_disk(self) -> Lease | None:
         """The lease where the submitter was killed between launching and noting it in the history."""
-        try:
-            record = store.recall(self.task_id)
-        except FileNotFoundError:
-            raise ResourceNotFoundError(
-                f"The files of {self.task_id} are gone from {self._directory.path}.", ["Nothing more is known of it."]
-            ) from None
+        record = store.recall(self.task_id)
         if record.lease is not None:
             from dataclasses import replace
 
@@ -247,7 +243,7 @@ class Task:
         Cancelling a task that has ended changes nothing.
         """
         if not self.is_done:
-            self._directory.request_stop(f"Cancelled by {_whoami()}.")
+            self._directory.request_stop(f"Cancelled by {whoami()}.")
             providers.load(self.provider).stop(self._lease or self._bare_lease())
         return self
 
@@ -359,6 +355,8 @@ class Task:
             raise ResourceNotFoundError(
                 f"{self.name} has no file {path!r}.", [f"There is: {', '.join(there)}."] if there else []
             )
+        import shutil
+
         target = Path(to).expanduser()
         target = target / (source.name if source != root else self.name) if target.is_dir() else target
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -454,6 +452,8 @@ class _Ended:
 def _run_shown(argv: list[str], env: dict[str, str]) -> int:
     """Runs a program on this terminal, or where there is none (a notebook, a redirected stream) shows what it prints as
     it comes; returns its exit code."""
+    import subprocess
+
     sys.stdout.flush()
     try:
         on_own_streams = (sys.stdout.fileno(), sys.stderr.fileno()) == (1, 2)
@@ -505,7 +505,7 @@ def _utc(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
 
 
-def _whoami() -> str:
+def whoami() -> str:
     import getpass
 
     try:

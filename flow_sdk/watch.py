@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import sys
@@ -14,6 +13,8 @@ from types import TracebackType
 POLL_S = 0.05
 NETWORK_FILESYSTEMS = ("nfs", "lustre", "cifs", "smb", "9p", "gpfs", "beegfs", "ceph", "afs", "fuse")
 IN_MODIFY, IN_CLOSE_WRITE, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x2, 0x8, 0x80, 0x100, 0x200
+ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\043", "#"), ("\\134", "\\"))
+"""How the kernel writes a mount point (`mangle_path` in fs/seq_file.c), in the order to undo it."""
 MASK = IN_MODIFY | IN_CLOSE_WRITE | IN_MOVED_TO | IN_CREATE | IN_DELETE
 
 
@@ -56,6 +57,8 @@ class Watch:
 
 def open_inotify(paths: list[bytes]) -> int:
     """An inotify descriptor for the folders, or -1 where the kernel or the user's limits give none."""
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     fd = int(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
     if fd >= 0 and any(libc.inotify_add_watch(fd, path, MASK) < 0 for path in paths):
@@ -68,9 +71,11 @@ def on_network(path: str) -> bool:
     """Whether the folder is on a filesystem that other machines write to, which inotify does not see."""
     real = os.path.realpath(path)
     kind, longest = "", -1
-    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape", newline="\n") as mounts:
         for line in mounts:
             _, at, found, *_ = line.split(" ")
+            for code, character in ESCAPES:
+                at = at.replace(code, character)
             if len(at) > longest and (at == "/" or real == at or real.startswith(at + "/")):
                 kind, longest = found, len(at)
     return kind.startswith(NETWORK_FILESYSTEMS)

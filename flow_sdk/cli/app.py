@@ -83,7 +83,6 @@ class Usage(click.UsageError):
 @click.command(
     cls=Commands,
     name="flow",
-    no_args_is_help=True,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -156,7 +155,7 @@ def guarded(arguments: list[str]) -> int:
 def invoke(arguments: list[str]) -> int:
     if COMPLETE_VARIABLE in os.environ:
         flow.main(arguments, prog_name="flow", complete_var=COMPLETE_VARIABLE)
-    with flow.make_context("flow", arguments) as context:
+    with flow.make_context("flow", arguments or ["--help"]) as context:
         return flow.invoke(context) or 0
 
 

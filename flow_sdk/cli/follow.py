@@ -87,12 +87,6 @@ class Stage:
             self.draw("")
 
 
-def write(stream: int, data: bytes) -> None:
-    out = sys.stdout.buffer if stream == logs.STDOUT else sys.stderr.buffer
-    out.write(data)
-    out.flush()
-
-
 def write_json(task: Task, chunks: Iterator[tuple[int, bytes]]) -> None:
     """Each line as {"task_id", "stream", "line"}; what is not UTF-8 is replaced."""
     for stream, data in logs.lines(chunks):
@@ -106,8 +100,17 @@ def stream_output(task: Task, as_json: bool) -> None:
     if as_json:
         write_json(task, chunks)
         return
+    ended_line = True
+    on_terminal = sys.stderr.isatty()
     for stream, data in chunks:
-        write(stream, data)
+        out = sys.stdout.buffer if stream == logs.STDOUT else sys.stderr.buffer
+        out.write(data)
+        out.flush()
+        if on_terminal or stream == logs.STDERR:
+            ended_line = data.endswith(b"\n")
+    if not ended_line:
+        # What is said of the task's end gets a line of its own.
+        show.note("")
 
 
 def to_end(task: Task, *, with_output: bool, as_json: bool) -> int:

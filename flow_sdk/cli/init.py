@@ -50,11 +50,11 @@ def init(shell: str | None, install_completion: bool, as_json: bool, **options: 
     if shell:
         show.line(completion.script(shell))
         return
-    given = {name: value for name, value in options.items() if value}
+    given = {name: value for name, value in options.items() if value is not None and value != ()}
     if not given and not install_completion:
         if not sys.stdin.isatty() or as_json:
             raise Usage(
-                "There is no terminal to ask on.",
+                "With --json nothing is asked." if as_json else "There is no terminal to ask on.",
                 ["Give what to write: flow init --provider local --project my-project.", "--api-key - reads the key."],
             )
         given, install_completion = asked()

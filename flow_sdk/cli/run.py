@@ -68,11 +68,11 @@ def run(
     With --json the task is printed as `flow status --json` does, with "note"; with --watch its output as `flow logs
     --json` does, and the task once more at its end. With --dry-run: "config", "offer", "code".
     """
+    what = read_command(command, options["no_upload"]) if command else None
     fields = given_fields(options)
     flow = Flow()
     again = flow.get_task(past) if past else None
     base = again.config if again else None
-    what = read_command(command, no_upload=options["no_upload"]) if command else None
     if isinstance(what, Path):
         from flow_sdk.config import TaskConfig
 
@@ -98,8 +98,9 @@ def run(
 
 def given_fields(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, as TaskConfig takes them."""
-    fields = {name: value for name, value in options.items() if value not in (None, (), False)}
-    if fields.pop("no_upload", False):
+    no_upload = options.pop("no_upload")
+    fields = {name: value for name, value in options.items() if value is not None and value != ()}
+    if no_upload:
         fields["upload_code"] = False
     for name in ("pip", "ports", "tags"):
         if name in fields:
@@ -168,9 +169,11 @@ def read_command(words: tuple[str, ...], no_upload: bool) -> str | list[str] | P
         return list(words)
     word = words[0]
     path = Path(word)
-    if path.suffix.lower() in YAML and (path.is_file() or not any(c.isspace() for c in word)):
+    # Unlike Path.is_file, this is no error for a command too long to be a name.
+    is_file = os.path.isfile(word)
+    if path.suffix.lower() in YAML and (is_file or not any(c.isspace() for c in word)):
         return path
-    if not path.is_file() or (os.sep not in word and shutil.which(word)):
+    if not is_file or (os.sep not in word and shutil.which(word)):
         return word
     inside = Path(os.path.relpath(path.resolve(), Path.cwd().resolve()))
     if not no_upload and inside.parts[0] == "..":

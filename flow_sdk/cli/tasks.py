@@ -16,12 +16,12 @@ from flow_sdk import store, taskdir
 from flow_sdk.cli import show
 from flow_sdk.cli.app import Usage
 from flow_sdk.cli.follow import find, row_of, task_argument, tasks_argument
-from flow_sdk.errors import FlowError, ValidationError
+from flow_sdk.errors import FlowError, ValidationError, WaitTimeoutError
 from flow_sdk.task import Task
 
 ENDED_SHOWN = 20
 LAST_LINES = 10
-WAIT_BEYOND_GRACE_S = 10.0
+WAIT_BEYOND_GRACE_S = 5.0
 ONGOING = tuple(state for state in taskdir.STATES if state not in taskdir.END_STATES)
 COLUMNS = ("", "task", "name", "state", "hardware", "created", "duration", "cost", "reason")
 SHRINK, DROP = ("name", "hardware", "reason"), ("cost", "hardware", "created", "", "duration", "reason")
@@ -289,15 +289,23 @@ def cancel(tasks: tuple[str, ...], name_pattern: str | None, yes: bool, as_json:
     ended_before = set(chosen) - {task.task_id for task in going}
     for task in going:
         task.cancel()
+    going_on = []
     for task in chosen.values():
-        task.wait(max(0.0, deadline - time.monotonic()))
+        try:
+            task.wait(max(0.0, deadline - time.monotonic()))
+        except WaitTimeoutError:
+            going_on.append(task.task_id)
+            continue
         row = row_of(task)
         if as_json:
             show.json_line(show.task_json(row))
-        elif task.task_id in ended_before:
-            show.line(f"{task.name} ({task.task_id}) had ended already: {show.end_words(row)}")
         else:
-            show.line(f"{task.name} ({task.task_id}) {show.end_words(row)}")
+            before = "had ended already: " if task.task_id in ended_before else ""
+            show.line(f"{task.name} ({task.task_id}) {before}{show.end_words(row)}")
+    if going_on:
+        raise WaitTimeoutError(
+            f"Asked to stop, and not ended yet: {', '.join(going_on)}.", ["`flow status` says when they have."]
+        )
 
 
 def grace_s(task: Task) -> float:

@@ -15,7 +15,7 @@ provider_option = click.option(
 )
 
 
-@click.group(no_args_is_help=True)
+@click.group(no_args_is_help=False)
 def volume() -> None:
     """Create, list and delete volumes: storage that outlives tasks."""
 

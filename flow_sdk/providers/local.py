@@ -19,7 +19,7 @@ from flow_sdk import taskdir
 from flow_sdk.errors import MountError, NoCapacityError, ProviderError, ResourceNotFoundError, ValidationError
 from flow_sdk.files import write_private
 from flow_sdk.providers import Bootstrap, Instance, Lease, LeaseStatus, Offer, Volume
-from flow_sdk.settings import home, unwritable
+from flow_sdk.settings import home, make_home, unwritable
 from flow_sdk.taskdir import TaskDir
 
 if TYPE_CHECKING:
@@ -158,22 +158,32 @@ class LocalProvider:
         from flow_sdk.mounts import check_volume_name
 
         check_volume_name(name)
-        folder = volumes_root() / name
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        volume = Volume(f"vol_{os.urandom(6).hex()}", name, size_gb, interface, created_at=time.time())
+        part = volumes_root() / f".{volume.volume_id}"
         try:
-            folder.mkdir(mode=0o700)
+            make_home()
+            (volumes_root() / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_private(part, json.dumps(volume._asdict()).encode())
+            # Who links first has made it; it is there with all it says, or not at all.
+            os.link(part, volume_file(name))
         except FileExistsError:
             raise ValidationError(
                 f"There is a volume {name!r} already.", [f"Use it as volume://{name}, or choose another name."]
             ) from None
-        volume = Volume(f"vol_{os.urandom(6).hex()}", name, size_gb, interface, created_at=time.time())
-        write_private(volume_file(name), json.dumps(volume._asdict()).encode())
+        except OSError as error:
+            raise unwritable(home(), error) from error
+        finally:
+            part.unlink(missing_ok=True)
         return volume
 
     def list_volumes(self) -> list[Volume]:
-        if not volumes_root().is_dir():
-            return []
-        found = [Volume(**json.loads(path.read_bytes())) for path in volumes_root().glob("*.json")]
+        found = []
+        for path in volumes_root().glob("*.json"):
+            try:
+                found.append(Volume(**json.loads(path.read_bytes())))
+            except FileNotFoundError:
+                # Deleted since we looked.
+                continue
         return sorted(found, key=lambda volume: volume.created_at)
 
     def delete_volume(self, volume: Volume) -> None:
@@ -183,8 +193,11 @@ class LocalProvider:
                 f"The volume {volume.name!r} is in use by {', '.join(users)}.",
                 ["Wait for the task to end, or cancel it."],
             )
+        # In this order, so that what is interrupted can be seen and done again.
+        folder = volumes_root() / volume.name
+        if folder.exists():
+            shutil.rmtree(folder)
         volume_file(volume.name).unlink(missing_ok=True)
-        shutil.rmtree(volumes_root() / volume.name)
 
     def attach_volume(self, lease: Lease, volume: Volume, path: str) -> None:
         for rank in range(lease["nodes"]):

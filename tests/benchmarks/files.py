@@ -118,7 +118,7 @@ def follow(bench: Bench) -> list[Row]:
         def sdk() -> float:
             os.truncate(log, 0)
             append(log, b"ready\n")
-            argv: list[str | Path] = [bench.python, Path(__file__).with_name("follow.py"), task_id, "lines", str(lines)]
+            argv: list[str | Path] = [bench.python, Path(__file__).with_name("follow.py"), task_id, str(lines)]
             with following(bench, argv) as output:
                 until_lines(output, 1)
                 started = time.monotonic()

@@ -1,5 +1,5 @@
-"""Follows a task's log for `files`: `python follow.py TASK_ID lines COUNT` prints the clock when it has had so many
-lines; `python follow.py TASK_ID bytes` writes what comes to stdout, as `flow logs -f` does."""
+"""Follows a task's log through the SDK, for `files`: `python follow.py TASK_ID COUNT` prints the clock when it has had so
+many lines beyond the first."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ from flow_sdk.client import get_task
 
 
 def main() -> None:
-    task = get_task(sys.argv[1])
-    if sys.argv[2] == "bytes":
-        for _, data in task.log_chunks(tail=1, follow=True):
-            os.write(1, data)
-        return
-    count = int(sys.argv[3])
+    lines = get_task(sys.argv[1]).logs(tail=1, follow=True)
+    left = int(sys.argv[2])
+    next(lines)
     os.write(1, b"ready\n")
-    for _ in task.logs(tail=1, follow=True):
-        count -= 1
-        if count < 0:
+    for _ in lines:
+        left -= 1
+        if left == 0:
             # Linux has one monotonic clock for all processes.
             os.write(1, f"{time.monotonic()}\n".encode())
             return

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from typing import Any
 
+import psutil
+
 import flow_sdk
+from flow_sdk import store
+from flow_sdk.taskdir import TaskDir
 from tests.cli.conftest import Command, finish
 from tests.cli.test_cli_run import TASK_KEYS
 from tests.services import wait_for
@@ -104,6 +109,25 @@ def test_json(flow: Command) -> None:
     found = flow("cancel", "a", "b", "--yes", "--json").json
     assert [set(task) for task in found] == [TASK_KEYS, TASK_KEYS]
     assert {(task["name"], task["state"]) for task in found} == {("a", "cancelled"), ("b", "cancelled")}
+
+
+def test_a_task_that_does_not_end_is_said(flow: Command) -> None:
+    """Its guard and its runner are held, so nobody answers."""
+    start(flow, "a", "b")
+    record = flow_sdk.get_task("a").record
+    assert record.lease is not None
+    store.save(replace(record, lease={**record.lease, "grace_s": 0.0}))
+    guard = psutil.Process(TaskDir(record.task_id).guard_pid())
+    held = [guard, *guard.children()]
+    for process in held:
+        process.suspend()
+    done = flow("cancel", "a", "b", "--yes", code=7)
+    assert re.fullmatch(r"b \(task-\w+\) cancelled .*\n", done.out)
+    assert done.err.startswith(f"Error: Asked to stop, and not ended yet: {record.task_id}.")
+    for process in held:
+        process.resume()
+    flow_sdk.get_task("a").wait(20)
+    assert states("a") == ["cancelled"]
 
 
 def test_the_same_task_twice_is_one(flow: Command) -> None:

@@ -151,16 +151,9 @@ def test_configure(flow: Command, flow_home: Path) -> None:
     assert not (flow_home / "config.yaml").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["-i", "a100y8"], 2, "Error: Invalid instance type 'a100y8'"),
-        (["--mount", "s3://b/x"], 3, "Error: An s3:// mount needs AWS credentials"),
-    ],
-)
-def test_errors_are_one_sentence_and_suggestions(flow: Command, arguments: list[str], code: int, message: str) -> None:
-    done = flow("run", "true", *arguments, code=code)
-    assert done.err.startswith(message)
+def test_an_invalid_instance_type(flow: Command) -> None:
+    done = flow("run", "true", "-i", "a100y8", code=2)
+    assert done.err.startswith("Error: Invalid instance type 'a100y8'")
     assert "\n  - " in done.err
 
 

@@ -161,6 +161,16 @@ def test_a_terminal_shows_stages_and_then_only_the_output(flow: Command, termina
     assert lines[2].startswith("t completed in")
 
 
+def test_an_unended_line_is_not_glued_to_what_we_say(flow: Command, terminal) -> None:
+    child = terminal("run", "--watch", "printf '50%%\\r100%%'", "--name", "t")
+    shown = child.read()
+    assert finish(child) == 0
+    assert "50%\r100%\r\nt completed in" in shown
+    done = flow("run", "--watch", "printf out; printf err >&2", "--name", "u")
+    assert done.out == "out"
+    assert "\nerr\nu completed in" in done.err
+
+
 # flow logs
 
 

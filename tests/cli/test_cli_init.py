@@ -190,7 +190,7 @@ def test_init_offers_completion(flow_home: Path, terminal: Any, tmp_path: Path) 
 
 def completed(flow: Command, *words: str) -> list[str]:
     done = flow(COMP_WORDS=" ".join(["flow", *words]), COMP_CWORD=str(len(words)), _FLOW_COMPLETE="bash_complete")
-    return [line.split(",", 1)[1] for line in done.out.splitlines()]
+    return [line.split(",", 1)[1] for line in done.out.splitlines() if line]
 
 
 def test_words_are_completed(flow: Command) -> None:

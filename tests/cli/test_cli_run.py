@@ -10,6 +10,7 @@ import pytest
 import flow_sdk
 from flow_sdk.taskdir import TaskDir
 from tests.cli.conftest import Command
+from tests.services import require
 
 TASK_KEYS = {
     "task_id",
@@ -48,6 +49,10 @@ def test_a_shell_line(flow: Command) -> None:
 
 def test_a_script_of_several_lines(flow: Command) -> None:
     assert output(flow, "x=1\nfor i in a b; do\n  echo $x$i\ndone") == "1a\n1b\n"
+
+
+def test_a_long_shell_line(flow: Command) -> None:
+    assert output(flow, f"echo {'x' * 50_000} | wc -c") == "50001\n"
 
 
 def test_words_behind_dashes_are_taken_as_they_are(flow: Command) -> None:
@@ -190,6 +195,7 @@ env:
   BATCH_SIZE: "256"
   LEARNING_RATE: "0.001"
 tags: [base]
+retries: 3
 """
 
 
@@ -200,6 +206,7 @@ def test_a_yaml_file(flow: Command) -> None:
 
 def test_options_win_over_the_yaml_file(flow: Command) -> None:
     Path("job.yml").write_text(YAML)
+    assert "retries" not in config_of(flow, "job.yml", "--retries", "0")
     found = config_of(
         flow, "job.yml", "--gpu", "h100", "-n", "other", "-e", "BATCH_SIZE=1", "-e", "NEW=2", "--tag", "more"
     )
@@ -297,7 +304,6 @@ def test_a_dry_run_as_json(flow: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["true", "--mount", "s3://bucket"], 3, "Error: An s3:// mount needs AWS credentials"),
         (["true", "--region", "mars"], 2, "Error: The local engine has no region 'mars'."),
         (["true", "--provider", "nix"], 2, "Error: There is no provider 'nix' here."),
     ],
@@ -306,6 +312,13 @@ def test_a_dry_run_refuses_what_a_run_refuses(flow: Command, arguments: list[str
     for dry in ([], ["--dry-run"]):
         assert flow("run", *arguments, *dry, code=code).err.startswith(message)
     assert flow("status").out == "No tasks found\n"
+
+
+def test_a_dry_run_asks_for_aws_keys_as_a_run_does(flow: Command) -> None:
+    require("s3fs")
+    for dry in ([], ["--dry-run"]):
+        done = flow("run", "true", "--mount", "s3://bucket", *dry, code=3)
+        assert done.err.startswith("Error: An s3:// mount needs AWS credentials")
 
 
 def test_a_project_over_the_limit_starts_nothing(flow: Command, project: Path) -> None:

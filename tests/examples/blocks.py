@@ -14,13 +14,13 @@ class Block(NamedTuple):
 
     Attributes:
         heading: the headings above it below the page's title, as "Data Mounting > Quick Start".
-        index: its number under that heading, from 0.
+        number: its number under that heading, from 0.
         line: of its first line in the page, from 1.
         above: the line directly above the fence, where there is one that is not empty.
     """
 
     heading: str
-    index: int
+    number: int
     language: str
     text: str
     line: int
@@ -33,7 +33,7 @@ def blocks(page: Path) -> Iterator[Block]:
     counts: dict[str, int] = {}
     lines = iter(enumerate(page.read_text(encoding="utf-8").splitlines(), 1))
     above = ""
-    for number, line in lines:
+    for line_number, line in lines:
         if found := re.match(r"(#+) +(.*)", line):
             # The page's title is not part of any block's place.
             depth = len(found[1]) - 2
@@ -45,8 +45,8 @@ def blocks(page: Path) -> Iterator[Block]:
                     break
                 body.append(inner)
             else:
-                raise ValueError(f"{page}, line {number}: the fence is never closed")
+                raise ValueError(f"{page}, line {line_number}: the fence is never closed")
             place = " > ".join(headings)
-            index = counts[place] = counts.get(place, -1) + 1
-            yield Block(place, index, found[3], textwrap.dedent("\n".join(body)) + "\n", number + 1, above)
+            number = counts[place] = counts.get(place, -1) + 1
+            yield Block(place, number, found[3], textwrap.dedent("\n".join(body)) + "\n", line_number + 1, above)
         above = line.strip()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.examples import world as worlds
 from tests.examples.world import World
-from tests.services import MotoServer
+from tests.services import MotoServer, require
 
 
 @pytest.fixture(scope="session")
@@ -24,8 +25,11 @@ def world(
     user_python: Path,
     fake_nvml: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
-) -> World:
-    return World(project, user_python, fake_nvml, monkeypatch)
+) -> Iterator[World]:
+    require("mounts" if os.geteuid() == 0 else "bubblewrap")
+    found = World(project, user_python, fake_nvml, monkeypatch)
+    yield found
+    found.end()
 
 
 @pytest.fixture(params=["flow", "flow_sdk"])

@@ -10,17 +10,18 @@ import pytest
 
 import flow_sdk as flow
 from flow_sdk import settings
-from tests.examples.world import World, completed, need_port, running, seen_by, shell_output, tasks
+from tests.examples.world import World, completed, port_of_the_example, running, seen_by, shell_output, tasks
+from tests.services import require
 
 
 def states() -> dict[str, str]:
     return {task.name: task.status for task in tasks()}
 
 
-def end(child: pexpect.spawn) -> int | None:
+def end(child: pexpect.spawn) -> int:
     child.expect(pexpect.EOF)
     child.close()
-    return child.exitstatus
+    return int(child.exitstatus)
 
 
 def test_an_interactive_machine(world: World) -> None:
@@ -28,16 +29,14 @@ def test_an_interactive_machine(world: World) -> None:
     start, _ = world.commands("readme", "Quick Start > 2. Run on GPU", 1)
     printed = world.shell(start)
     [task] = tasks()
-    try:
-        assert task.task_id in printed
-        placeholder = {"<task-id>": task.task_id}
-        _, ssh = world.commands("readme", "Quick Start > 2. Run on GPU", 1, replace=placeholder)
-        terminal = world.terminal(ssh)
-        terminal.sendline("echo on $FLOW_TASK_ID; exit 4")
-        terminal.expect(f"on {task.task_id}")
-        assert end(terminal) == 4
-    finally:
-        world.shell(f"flow cancel {task.task_id}")
+    assert task.task_id in printed
+    placeholder = {"<task-id>": task.task_id}
+    _, ssh = world.commands("readme", "Quick Start > 2. Run on GPU", 1, replace=placeholder)
+    terminal = world.terminal(ssh)
+    terminal.sendline("echo on $FLOW_TASK_ID; exit 4")
+    terminal.expect(f"on {task.task_id}")
+    assert end(terminal) == 4
+    world.shell(f"flow cancel {task.task_id}")
     assert task.status == "cancelled"
 
 
@@ -170,13 +169,12 @@ def test_yaml_of_a_job(world: World) -> None:
     assert (task.name, task.config.max_run_time_hours) == ("train-model", 12.0)
 
 
-@pytest.mark.xdist_group("port-29500")
 def test_yaml_of_many_nodes(world: World) -> None:
     world.gpus("32xA100")
     place = "Guide for SLURM Users > Migration Examples > Multi-GPU Training"
     (world.project / "job.yaml").write_text(world.text("readme", place, 1))
-    need_port(29500)
-    assert "all 4 nodes met" in world.shell("flow run job.yaml --watch")
+    with port_of_the_example(29500):
+        assert "all 4 nodes met" in world.shell("flow run job.yaml --watch")
     [task] = tasks()
     ranks = [int(seen.environ["RANK"]) for node in range(4) for seen in seen_by(task, node)]
     assert sorted(ranks) == list(range(32))
@@ -192,6 +190,7 @@ def test_yaml_of_an_image(world: World, images: None) -> None:
 
 
 def test_mount_on_a_running_task(world: World) -> None:
+    require("root")
     heading = "Persistent Storage > Dynamic Volume Mounting"
     first = flow.create_volume(size_gb=10, name="first")
     flow.create_volume(size_gb=10, name="training-data")
@@ -199,14 +198,10 @@ def test_mount_on_a_running_task(world: World) -> None:
     named = {"vol_abc123": first.volume_id, "<volume>": "other", "<task>": "gpu-job-1"}
     # The newest is :1, as `flow status` lists them.
     started = [running(flow.run("sleep 100", name=name)) for name in ("task_xyz789", "by-index", "gpu-job-1")]
-    try:
-        for line in world.commands("readme", heading, replace=named):
-            world.shell(line)
-        names = "first", "other", "training-data"
-        mounted = {task.name: [n for n in names if shell_output(task, f"mountpoint /mnt/{n}")] for task in started}
-    finally:
-        for task in started:
-            task.cancel().wait(timeout=20)
+    for line in world.commands("readme", heading, replace=named):
+        world.shell(line)
+    names = "first", "other", "training-data"
+    mounted = {task.name: [n for n in names if shell_output(task, f"mountpoint /mnt/{n}")] for task in started}
     assert mounted == {
         "task_xyz789": ["first"],
         "by-index": ["first"],

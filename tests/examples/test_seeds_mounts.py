@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import flow_sdk as flow
-from tests.examples.world import World, completed, fetch, files_of_volume, need_port, seen_by, tasks
+from tests.examples.world import World, completed, fetch, files_of_volume, port_of_the_example, seen_by, tasks
 from tests.services import MotoServer, wait_for
 
 
@@ -105,19 +105,16 @@ def test_distributed_training(both: World, buckets: MotoServer) -> None:
     assert len(files_of_volume("ddp-checkpoints")) == 32
 
 
-@pytest.mark.xdist_group("port-8080")
 def test_model_serving(both: World) -> None:
     both.gpus("8xA100")
     flow.create_volume(size_gb=10, name="model-zoo")
     completed(flow.run("touch /models/bert.bin", volumes={"/models": "model-zoo"}))
-    need_port(8080)
-    task = both.run("guide", "Examples > Model Serving with Cached Models")["task"]
-    url = task.endpoints[8080]
-    try:
+    with port_of_the_example(8080):
+        task = both.run("guide", "Examples > Model Serving with Cached Models")["task"]
+        url = task.endpoints[8080]
         assert wait_for(lambda: fetch(url), 20) == b'["bert.bin"]'
-    finally:
-        task.cancel()
-    assert task.wait(timeout=20).status == "cancelled"
+        task.cancel().wait(timeout=20)
+    assert task.status == "cancelled"
 
 
 def test_preprocessing(both: World, buckets: MotoServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import time
 from pathlib import Path
@@ -22,13 +23,13 @@ from tests.examples.world import (
     completed,
     fetch,
     files_of_volume,
-    need_port,
+    port_of_the_example,
     running,
     seen_by,
     shell_output,
     tasks,
 )
-from tests.services import GitRepo, MotoServer, wait_for
+from tests.services import GitRepo, MotoServer, require, wait_for
 
 
 def losses(task: flow.Task) -> list[str]:
@@ -181,23 +182,20 @@ def test_ssh_access(both: World, images: None) -> None:
     task = running(flow.run(command, num_instances=2, image="pytorch/pytorch:2.0.0-cuda11.8-cudnn8"))
     block = both.text("readme", "Task Management > SSH Access")
     script = SHELL_SCRIPT.format(import_name=both.import_name, block=block)
-    terminal = pexpect.spawn(TESTS_PYTHON, ["-c", script, task.task_id], timeout=30, encoding="utf-8")
-    try:
-        terminal.expect("[#$] ")
-        terminal.sendline("echo rank $FLOW_NODE_RANK in $PWD; exit 3")
-        terminal.expect("rank 0 in /workspace")
-        terminal.expect("No devices were found")
-        # The log is followed until it is ended, here from elsewhere.
-        for _ in range(3):
-            terminal.expect("step")
-        shell_output(task, "for p in /proc/[0-9]*; do grep -q ^tail $p/cmdline && kill ${p#/proc/}; done")
-        terminal.expect("[#$] ")
-        terminal.sendline("echo rank $FLOW_NODE_RANK; exit")
-        terminal.expect("rank 1")
-        terminal.expect(pexpect.EOF)
-    finally:
-        task.cancel().wait(timeout=30)
-        terminal.close()
+    terminal = both.terminal(shlex.join([TESTS_PYTHON, "-c", script, task.task_id]))
+    terminal.expect("[#$] ")
+    terminal.sendline("echo rank $FLOW_NODE_RANK in $PWD; exit 3")
+    terminal.expect("rank 0 in /workspace")
+    terminal.expect("No devices were found")
+    # The log is followed until it is ended, here from elsewhere.
+    for _ in range(3):
+        terminal.expect("step")
+    shell_output(task, "for p in /proc/[0-9]*; do grep -q ^tail $p/cmdline && kill ${p#/proc/}; done")
+    terminal.expect("[#$] ")
+    terminal.sendline("echo rank $FLOW_NODE_RANK; exit")
+    terminal.expect("rank 1")
+    terminal.expect(pexpect.EOF)
+    terminal.close()
     assert terminal.exitstatus == 0
 
 
@@ -205,10 +203,7 @@ def test_extended_information(both: World, capsys: pytest.CaptureFixture[str]) -
     (Path(os.environ["HOME"]) / ".gitconfig").write_text("[user]\nemail = user@example.invalid\n")
     task = flow.run("sleep 60", num_instances=2)
     wait_for(lambda: [node.status for node in task.get_instances()] == ["running"] * 2, 30, "both nodes")
-    try:
-        both.run("readme", "Task Management > Extended Information", task=task)
-    finally:
-        task.cancel().wait(timeout=20)
+    both.run("readme", "Task Management > Extended Information", task=task)
     out = capsys.readouterr().out
     assert re.search(r"^Created by: \w+ \(user@example.invalid\)$", out, re.MULTILINE)
     assert out.count("Public IP: 127.0.0.1") == out.count("Private IP: 127.0.0.1") == out.count("Status: running") == 2
@@ -230,6 +225,7 @@ def test_volumes(both: World) -> None:
 
 
 def test_mount_a_volume_on_a_running_task(both: World) -> None:
+    require("root")
     flow.create_volume(size_gb=10, name="training-data")
     completed(flow.run("echo kept > /v/file", volumes={"/v": "training-data"}))
     task = running(flow.run("until cat /mnt/training-data/file 2>/dev/null; do sleep 0.05; done"))
@@ -276,12 +272,11 @@ def test_one_node_many_gpus(both: World) -> None:
     assert {one.environ["WORLD_SIZE"] for one in seen} == {"8"}
 
 
-@pytest.mark.xdist_group("port-29500")
 def test_many_nodes(both: World) -> None:
     both.gpus("32xA100")
     config = both.run("readme", "Distributed Training > Multi-Node Training")["config"]
-    need_port(29500)
-    task = completed(flow.run(config))
+    with port_of_the_example(29500):
+        task = completed(flow.run(config))
     assert "all 4 nodes met" in task.logs()
     ranks = []
     for node in range(4):
@@ -302,21 +297,11 @@ def test_cost_and_environment(both: World, images: None) -> None:
     assert config.image == "pytorch/pytorch:2.0.0-cuda11.8-cudnn8"
     # It names no command, so it is a machine to work on.
     task = running(flow.run(config))
-    try:
-        wait_for(lambda: shell_output(task, "true; echo up"), 20)
-        seen = json.loads(
-            shell_output(
-                task,
-                'python /app/look.py; python -c \'import sys; sys.path.insert(0, "/app"); '
-                "from look import look; look()'",
-            ).removeprefix("saw ")
-        )
-        assert seen["folder"] == "/workspace"
-        assert seen["environ"]["WANDB_API_KEY"] == "..."
-        assert seen["environ"]["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
-        assert shell_output(task, "echo $HF_TOKEN") == "...\n"
-    finally:
-        task.cancel().wait(timeout=30)
+    seen = json.loads(shell_output(task, "python /app/look.py").removeprefix("saw "))
+    assert seen["folder"] == "/workspace"
+    assert seen["environ"]["WANDB_API_KEY"] == "..."
+    assert seen["environ"]["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
+    assert shell_output(task, "echo $HF_TOKEN") == "...\n"
     with pytest.raises(flow.ValidationError, match="was submitted"):
         task.config.image = "other"
 
@@ -358,19 +343,16 @@ def test_errors(both: World, capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert len(tasks()) == 1
 
 
-@pytest.mark.xdist_group("port-8888")
 def test_jupyter(both: World, capsys: pytest.CaptureFixture[str]) -> None:
     both.gpus("1xA100")
-    need_port(8888)
-    task = both.run("readme", "Common Patterns > Interactive Development > Direct Jupyter Notebooks")["task"]
-    try:
+    with port_of_the_example(8888):
+        task = both.run("readme", "Common Patterns > Interactive Development > Direct Jupyter Notebooks")["task"]
         found = re.search(r"Access at: (\S+)", capsys.readouterr().out)
         assert found
         answer = wait_for(lambda: fetch(found[1]), 20, "the server")
         assert json.loads(answer) == {"task_id": task.task_id}
-    finally:
-        task.cancel()
-    assert task.wait(timeout=TASK_TIMEOUT_S).status == "cancelled"
+        task.cancel().wait(timeout=TASK_TIMEOUT_S)
+    assert task.status == "cancelled"
 
 
 def test_checkpointing(both: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -61,7 +63,7 @@ class Key(NamedTuple):
 
     document: str
     heading: str
-    index: int = 0
+    number: int = 0
 
 
 def document_blocks() -> dict[Key, Block]:
@@ -69,7 +71,7 @@ def document_blocks() -> dict[Key, Block]:
     if not DOCUMENTS_FOLDER.is_dir():
         pytest.skip(f"the original documents are not at {os.path.relpath(DOCUMENTS_FOLDER, ROOT)}")
     return {
-        Key(name, block.heading, block.index): block
+        Key(name, block.heading, block.number): block
         for name, file in DOCUMENTS.items()
         for block in blocks(DOCUMENTS_FOLDER / file)
     }
@@ -187,19 +189,30 @@ def fetch(url: str) -> bytes:
         return b""
 
 
-def need_port(port: int) -> None:
-    """Skips the test where another program of this machine has the port that the example names."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            services.unavailable(f"port {port} is taken on this machine")
+@contextlib.contextmanager
+def port_of_the_example(port: int) -> Iterator[None]:
+    """Has a port to itself that the example names, among all tests that run on this machine; skips the test where
+    another program has it."""
+    with services.locked(Path(tempfile.gettempdir()) / f"flow-test-port-{port}.lock"):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                services.unavailable(f"port {port} is taken on this machine")
+        yield
 
 
 def tasks() -> list[flow.Task]:
     """All of this home, in the order submitted."""
     return flow.list_tasks()[::-1]
+
+
+def end_all() -> None:
+    """Ends every task of this home."""
+    going = [task.cancel() for task in tasks() if not task.is_done]
+    for task in going:
+        task.wait(timeout=TASK_TIMEOUT_S)
 
 
 class World:
@@ -223,6 +236,7 @@ class World:
         self._plug_in = plug_in
         self._monkeypatch = monkeypatch
         self._namespace: dict[str, Any] = {}
+        self._terminals: list[pexpect.spawn] = []
         self.import_name = "flow"
         shutil.copytree(HERE / "project", project, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         # The user works in an activated environment; tests of the SDK are programs of that environment.
@@ -235,11 +249,11 @@ class World:
         self._plug_in(spec)
         self._monkeypatch.setenv("FLOW_LOCAL_STRICT", "1")
 
-    def text(self, document: str, heading: str, index: int = 0) -> str:
-        return self.blocks[Key(document, heading, index)].text
+    def text(self, document: str, heading: str, number: int = 0) -> str:
+        return self.blocks[Key(document, heading, number)].text
 
     def run(
-        self, document: str, heading: str, index: int = 0, replace: Mapping[str, str] = {}, **names: Any
+        self, document: str, heading: str, number: int = 0, replace: Mapping[str, str] = {}, **names: Any
     ) -> dict[str, Any]:
         """Executes one Python block; returns its names. The names of earlier blocks are there, as in the document.
 
@@ -247,18 +261,18 @@ class World:
             replace: placeholders to real values.
             **names: what the document supposes that the reader has.
         """
-        for _ in self.steps(document, heading, index, replace, **names):
+        for _ in self.steps(document, heading, number, replace, **names):
             pass
         return self._namespace
 
     def steps(
-        self, document: str, heading: str, index: int = 0, replace: Mapping[str, str] = {}, **names: Any
+        self, document: str, heading: str, number: int = 0, replace: Mapping[str, str] = {}, **names: Any
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """The same, one statement at a time: its source, and the names after it."""
         if not self._namespace:
             self._execute("import os\nimport flow\nfrom flow import Flow, TaskConfig\n", "<what the reader has done>")
         self._namespace.update(names)
-        block = self.blocks[Key(document, heading, index)]
+        block = self.blocks[Key(document, heading, number)]
         text = block.text
         for placeholder, value in replace.items():
             assert placeholder in text, f"the block has no {placeholder!r}"
@@ -268,9 +282,9 @@ class World:
             self._execute("\n" * (block.line + statement.lineno - 2) + source, f"<{document}: {heading}>")
             yield source, self._namespace
 
-    def commands(self, document: str, heading: str, index: int = 0, replace: Mapping[str, str] = {}) -> list[str]:
+    def commands(self, document: str, heading: str, number: int = 0, replace: Mapping[str, str] = {}) -> list[str]:
         """The command lines of a shell block, without comments."""
-        text = self.text(document, heading, index)
+        text = self.text(document, heading, number)
         for placeholder, value in replace.items():
             assert placeholder in text, f"the block has no {placeholder!r}"
             text = text.replace(placeholder, value)
@@ -287,7 +301,15 @@ class World:
 
     def terminal(self, command: str) -> pexpect.spawn:
         """The command line on a terminal of its own."""
-        return pexpect.spawn("bash", ["-c", command], encoding="utf-8", timeout=TASK_TIMEOUT_S, dimensions=(40, 200))
+        child = pexpect.spawn("bash", ["-c", command], encoding="utf-8", timeout=TASK_TIMEOUT_S, dimensions=(40, 200))
+        self._terminals.append(child)
+        return child
+
+    def end(self) -> None:
+        """Ends the machines that stay up, and whatever a failed test has left."""
+        for terminal in self._terminals:
+            terminal.close(force=True)
+        end_all()
 
     def _execute(self, source: str, where: str) -> None:
         if self.import_name != "flow":

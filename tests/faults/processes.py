@@ -105,6 +105,7 @@ def start_client(code: str, *arguments: object, **environ: str) -> subprocess.Po
     """A Python process of its own that uses Flow as a user's program would."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

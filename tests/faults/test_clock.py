@@ -134,7 +134,7 @@ def test_a_lost_task_never_ended_before_it_began(clock: Clock, flow_home: Path, 
 
 
 def test_history_is_in_the_order_of_its_times(clock: Clock, flow_home: Path, project: Path) -> None:
-    """A task that was submitted while the clock was a day behind is a day old; nothing breaks, and every id is there."""
+    """A task that was submitted while the clock was a day behind is a day old; nothing breaks, and no id is lost."""
     tasks = {}
     for shift_s in (0, -DAY_S, DAY_S, 0):
         clock.set(shift_s)

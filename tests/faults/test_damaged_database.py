@@ -17,6 +17,7 @@ import pytest
 import flow_sdk as flow
 from flow_sdk import store, taskdir
 from tests.faults.processes import FAR_S, output_of, run_client, start_client
+from tests.services import wait_for
 
 LIST = """
 import json, flow_sdk as flow
@@ -254,3 +255,22 @@ def test_a_client_that_forks(flow_home: Path, project: Path) -> None:
     check = [sys.executable, "-c", "import sqlite3, sys; print(*sqlite3.connect(sys.argv[1]).execute(sys.argv[2]))"]
     checked = subprocess.run([*check, flow_home / "flow.db", "PRAGMA integrity_check"], capture_output=True, text=True)
     assert checked.stdout == "('ok',)\n"
+
+
+def test_a_task_whose_folder_was_thrown_away_hides_no_other(
+    history: list[list[object]], flow_home: Path, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    running = flow.run(f"echo up; until [ -e '{go}' ]; do sleep 0.02; done", name="running")
+    lines = running.logs(follow=True)
+    assert next(lines) == "up"
+    files = taskdir.TaskDir(running.task_id)
+    for gone in (str(running.task_id), str(history[1][0])):
+        (flow_home / "tasks" / gone).rename(tmp_path / gone)
+    assert list(lines) == []
+    assert running.wait(FAR_S).status == taskdir.LOST
+    assert running.reason == f"Its files are gone from {files.path}, so nothing more is known of it."
+    assert [task.name for task in flow.list_tasks()] == ["running", "three", "two", "one"]
+    assert flow.get_task("two").exit_code == 3 and flow.get_task("two").logs() == ""
+    go.touch()
+    wait_for(lambda: not taskdir.TaskDir(running.task_id, tmp_path).is_live(), FAR_S, "the end of what was running")

@@ -186,3 +186,20 @@ def test_a_number_that_another_process_has_now_is_not_killed(flow_home: Path, pr
     assert alive(stranger.pid)
     stranger.kill()
     stranger.communicate()
+
+
+@pytest.mark.parametrize("guard_too", [False, True])
+def test_a_runner_killed_while_it_prepares(
+    guard_too: bool, stalling_url: str, flow_home: Path, project: Path, tmp_path: Path
+) -> None:
+    marks = tmp_path / "marks"
+    task = flow.run(f"echo ran >> '{marks}'", mounts={"/data": stalling_url})
+    wait_for(lambda: task.status == taskdir.PREPARING, FAR_S, f"{task!r} to be prepared")
+    runner = node_status(task).pid
+    assert runner
+    left = [int(pid) for pid in Path(f"/proc/{runner}/task/{runner}/children").read_text().split()]
+    kill(*([guard_pid(task), runner] if guard_too else [runner]))
+    assert task.wait(FAR_S).status == taskdir.LOST
+    assert task.reason and "killed" in task.reason
+    all_gone([runner, *left])
+    assert not marks.exists()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import subprocess
 from pathlib import Path
 
 import flow_sdk as flow
@@ -34,8 +36,6 @@ def test_two_clients_follow_cancel_and_wait_for_one_task(flow_home: Path, projec
         assert client.stdout and client.stdout.readline() == "up\n"
     go.touch()
     seen = [json.loads(output_of(client)) for client in clients]
-    import hashlib
-
     said = "".join(f"{n}\n" for n in range(1, 100001)) + "last\n"
     user = task.get_user().username
     expected = [100001, hashlib.sha256(said.encode()).hexdigest(), "cancelled", 143, f"Cancelled by {user}."]
@@ -64,6 +64,16 @@ def test_one_handle_is_used_by_several_threads(flow_home: Path, project: Path) -
     assert [one.result() for one in waited] == ["completed"] * 4
 
 
+def go_together(clients: list[subprocess.Popen[str]]) -> None:
+    """Lets clients go on that have said "up" and wait for a line."""
+    for client in clients:
+        assert client.stdout and client.stdout.readline() == "up\n"
+    for client in clients:
+        assert client.stdin
+        client.stdin.write("\n")
+        client.stdin.flush()
+
+
 SUBMIT_TEN = """
 import sys
 import flow_sdk as flow
@@ -75,27 +85,9 @@ print(*[task.task_id for task in tasks])
 
 
 def test_200_submits_from_20_processes_at_once(flow_home: Path, project: Path, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     marks = tmp_path / "marks"
-    clients = [
-        subprocess.Popen(
-            [sys.executable, "-c", SUBMIT_TEN, str(number)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**__import__("os").environ, "FLOW_MARKS": str(marks)},
-        )
-        for number in range(20)
-    ]
-    for client in clients:
-        assert client.stdout and client.stdout.readline() == "up\n"
-    for client in clients:
-        assert client.stdin
-        client.stdin.write("\n")
-        client.stdin.flush()
+    clients = [start_client(SUBMIT_TEN, number, FLOW_MARKS=str(marks)) for number in range(20)]
+    go_together(clients)
     ids = [task_id for client in clients for task_id in output_of(client, 120).split()]
     assert len(set(ids)) == 200
     tasks = flow.list_tasks()
@@ -106,3 +98,24 @@ def test_200_submits_from_20_processes_at_once(flow_home: Path, project: Path, t
     assert len(marks.read_text().splitlines()) == 200
     created = [task.created_at for task in tasks]
     assert created == sorted(created, reverse=True)
+
+
+CREATE = """
+import sys
+import flow_sdk as flow
+print("up", flush=True)
+sys.stdin.readline()
+volumes = [{"name": "shared", "mount_path": "/shared"}]
+print(flow.run("echo $FLOW_TASK_ID >> /shared/lines", volumes=volumes).wait(60).status)
+"""
+
+
+def test_a_new_volume_that_many_ask_for_at_once_is_one(flow_home: Path, project: Path) -> None:
+    clients = [start_client(CREATE) for _ in range(6)]
+    go_together(clients)
+    assert [output_of(client) for client in clients] == ["completed\n"] * 6
+    (volume,) = flow.list_volumes()
+    assert volume.name == "shared"
+    assert len((flow_home / "volumes" / "shared" / "lines").read_text().splitlines()) == 6
+    flow.delete_volume("shared")
+    assert flow.list_volumes() == []

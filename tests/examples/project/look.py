@@ -27,7 +27,7 @@ def look() -> dict[str, object]:
 
 def mounts() -> dict[str, object]:
     """Mount points with what is in them (at most 20 files) and whether they can be written to."""
-    found = {}
+    found: dict[str, object] = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split()[4])
         folder = Path(point)
@@ -43,3 +43,7 @@ def need_files(*folders: str | None) -> None:
     for folder in folders:
         if folder is not None and not any(Path(folder).rglob("*")):
             sys.exit(f"{sys.argv[0]}: there is nothing in {folder}")
+
+
+if __name__ == "__main__":
+    look()
