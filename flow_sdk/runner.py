@@ -745,20 +745,24 @@ class Runner:
         self.call_python(lambda: fcntl.flock(lock_fd, fcntl.LOCK_EX), "The package lock could not be taken")
         # The child locked the file description that this process shares, so the lock is held here as well.
         if not os.path.exists(ready):
-            self.call([python, "-m", "venv", "--clear", self.venv], "A virtual environment could not be made", env)
+            make = [python, "-m", "venv", "--clear", "--without-pip", self.venv]
+            self.call(make, "A virtual environment could not be made", env)
             venv_python = os.path.join(self.venv, "bin", "python")
             # The packages of the Python the user works with stay visible, also where it is itself an environment.
             link = (
                 "import sysconfig, pathlib, subprocess, sys;"
-                "ask = 'import site, sys; print(chr(10).join(p for p in sys.path if p.endswith(\"-packages\")))';"
+                "ask = 'import sys; print(chr(10).join(p for p in sys.path if p.endswith(\"-packages\")))';"
                 "paths = subprocess.run([sys.argv[1], '-c', ask], capture_output=True, text=True, check=True).stdout;"
                 "pathlib.Path(sysconfig.get_path('purelib'), 'flow_outer.pth').write_text(paths)"
             )
             self.call([venv_python, "-c", link, python], "A virtual environment could not be linked", env)
-            install = [venv_python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+            # The pip of that Python works in here as well; a copy of its own would take longer than most packages.
+            have_pip = '{ "$0" -c "import pip" 2>/dev/null || "$0" -m ensurepip; }'
+            install = f'{have_pip} && exec "$0" -m pip install --no-input --disable-pip-version-check "$@"'
+            argv = ["sh", "-c", install, venv_python, *packages]
             if find_program("uv", env):
-                install = ["uv", "pip", "install", "--python", venv_python]
-            self.call([*install, *packages], "The packages could not be installed", env)
+                argv = ["uv", "pip", "install", "--python", venv_python, *packages]
+            self.call(argv, "The packages could not be installed", env)
             open(ready, "wb").close()
         os.close(lock_fd)
 

@@ -445,7 +445,9 @@ class _Ended:
             self.task.refresh()
         self.seen, self.looked_at = stamp, now
         status = self.task._directory.status(self.rank)
-        self.ended = status is not None and status.state in taskdir.END_STATES
+        # The whole task's end may be noted in no file: on a full disk, or where its files are gone.
+        states = (status.state if status else taskdir.PENDING, self.task._row.state)
+        self.ended = any(state in taskdir.END_STATES for state in states)
         return self.ended
 
 

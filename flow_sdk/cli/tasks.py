@@ -17,6 +17,7 @@ from flow_sdk.cli import show
 from flow_sdk.cli.app import Usage
 from flow_sdk.cli.follow import find, row_of, task_argument, tasks_argument
 from flow_sdk.errors import FlowError, ValidationError, WaitTimeoutError
+from flow_sdk.providers import Instance
 from flow_sdk.task import Task
 
 ENDED_SHOWN = 20
@@ -175,7 +176,7 @@ def info_json(task: Task, row: store.Row) -> dict[str, Any]:
         "config": config,
         "restarts": restarts(task),
         **{name: getattr(record, name) for name in names},
-        "instances": [instance._asdict() for instance in task.get_instances()],
+        "instances": [instance._asdict() for instance in instances(task, row)],
         "endpoints": dict(task.endpoints) if is_reachable(row) else {},
         "folder": str(folder(task)),
     }
@@ -202,7 +203,7 @@ def info_pairs(task: Task, row: store.Row) -> Iterator[tuple[str, str]]:
     yield "code", f"{record.code_root} ({(record.bundle_sha256 or '')[:12]})" if record.code_root else ""
     dirty = " with uncommitted changes" if record.git_dirty else ""
     yield "git commit", f"{record.git_commit}{dirty}" if record.git_commit else ""
-    for instance in task.get_instances():
+    for instance in instances(task, row):
         address = instance.public_ip or instance.private_ip or "no address"
         yield "node", f"{instance.instance_id}  {address}  {instance.status}"
     if is_reachable(row):
@@ -247,6 +248,11 @@ def cost_words(row: store.Row) -> str:
 def restarts(task: Task) -> int:
     statuses = [taskdir.TaskDir(task.task_id).status(rank) for rank in range(task.num_instances)]
     return taskdir.combined(statuses).restarts
+
+
+def instances(task: Task, row: store.Row) -> list[Instance]:
+    """Its machines; those of a task that has ended are gone, and its provider may be too."""
+    return [] if row.state in taskdir.END_STATES else task.get_instances()
 
 
 def is_reachable(row: store.Row) -> bool:

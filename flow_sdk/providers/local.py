@@ -360,7 +360,8 @@ def live_leases() -> list[tuple[str, Lease]]:
                 lease = directory.read_task().get("lease")
             except (FileNotFoundError, ValueError):
                 continue
-            if lease:
+            # A task's last process is gone a moment after the task has ended.
+            if lease and taskdir.combined([directory.status(n) for n in range(lease["nodes"])]).ended_at is None:
                 found.append((folder.name, lease))
     return found
 
@@ -407,8 +408,8 @@ def end_lost_rank(directory: TaskDir, rank: int, engine: str | None) -> taskdir.
         directory.node(rank).mkdir(mode=0o700, exist_ok=True)
         write_private(directory.node(rank) / "status.json", json.dumps(ended._asdict()).encode())
     except OSError as error:
-        # It is as true on a full or read-only disk, and found out again by the next who looks.
-        if error.errno not in UNWRITABLE:
+        # It is as true on a full or read-only disk or without the files, and found out again by the next who looks.
+        if error.errno not in (*UNWRITABLE, errno.ENOENT):
             raise
     return ended
 

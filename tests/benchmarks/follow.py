@@ -1,5 +1,5 @@
-"""Follows a task's log through the SDK, for `files`: `python follow.py TASK_ID COUNT` prints the clock when it has had so
-many lines beyond the first."""
+"""Follows a task's log through the SDK, for `files`: `python follow.py TASK_ID COUNT` prints the clock when it has had
+so many lines beyond the first."""
 
 from __future__ import annotations
 

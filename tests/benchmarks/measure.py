@@ -29,7 +29,7 @@ class Figure(NamedTuple):
 
     Attributes:
         samples: in `unit`; at least one.
-        unit: "ms", "s", "MiB" or "lines/s".
+        unit: "ms", "MiB", "KiB", or "lines/s".
     """
 
     samples: list[float]
@@ -60,8 +60,6 @@ class Figure(NamedTuple):
 def number(value: float, unit: str) -> str:
     if unit == "lines/s":
         return f"{value / 1e6:.2f} M"
-    if unit == "×":
-        return f"{value:.2f}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 1 else f"{value:.2f}"
 
 

@@ -73,9 +73,20 @@ def terminal(flow_home: Path, project: Path) -> Iterator[Callable[..., pexpect.s
         child.close(force=True)
 
 
+def interrupt(child: pexpect.spawn) -> None:
+    """Ctrl-C at a question. Python looks for signals before it begins to read; one that comes in between waits for the
+    next key, and a person presses again."""
+    for _ in range(TIMEOUT_S * 2):
+        child.sendintr()
+        if child.expect([pexpect.EOF, pexpect.TIMEOUT], timeout=0.5) == 0:
+            return
+    pytest.fail("Ctrl-C did not end it")
+
+
 def finish(child: pexpect.spawn) -> int:
     """Waits for the end of a process on a terminal; its exit code."""
-    child.expect(pexpect.EOF)
+    if not child.flag_eof:
+        child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus is not None, f"ended by signal {child.signalstatus}"
     return int(child.exitstatus)

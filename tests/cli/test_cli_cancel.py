@@ -12,7 +12,7 @@ import psutil
 import flow_sdk
 from flow_sdk import store
 from flow_sdk.taskdir import TaskDir
-from tests.cli.conftest import Command, finish
+from tests.cli.conftest import Command, finish, interrupt
 from tests.cli.test_cli_run import TASK_KEYS
 from tests.services import wait_for
 
@@ -98,7 +98,7 @@ def test_ctrl_c_at_the_question_cancels_nothing(flow: Command, terminal: Any) ->
     start(flow, "a")
     child = terminal("cancel", "-n", "a")
     child.expect_exact("Cancel this task? [y/N]: ")
-    child.sendintr()
+    interrupt(child)
     assert finish(child) == 130
     assert states("a") == ["running"]
     flow("cancel", "a")

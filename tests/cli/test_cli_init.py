@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cli.conftest import FLOW, Command, finish
+from tests.cli.conftest import FLOW, Command, finish, interrupt
 
 KEY = "key-that-nobody-sees"
 
@@ -147,7 +147,7 @@ def test_enter_keeps_what_is_there(flow_home: Path, terminal: Any) -> None:
 def test_ctrl_c_writes_nothing(flow_home: Path, terminal: Any) -> None:
     child = terminal("init")
     child.expect("Provider.*: ")
-    child.sendintr()
+    interrupt(child)
     assert finish(child) == 130
     assert not (flow_home / "config.yaml").exists()
 

@@ -51,13 +51,16 @@ def test_a_commands_output_comes_as_it_is_written(flow: Command, machine: str) -
 
 
 def test_a_shell_on_a_terminal(flow: Command, machine: str, terminal: Any) -> None:
-    child = terminal("ssh", machine, SHELL="/bin/sh")
+    child = terminal("ssh", machine)
     child.sendline("echo in-$FLOW_TASK_NAME; test -t 0 && echo on-a-terminal; pwd")
     child.expect_exact("in-box\r\n")
     child.expect_exact("on-a-terminal\r\n")
     child.expect_exact("workspace\r\n")
-    child.sendline("sleep 60")
+    child.sendline("echo s'leepin'g; sleep 60")
+    child.expect_exact("sleeping\r\n")
     child.sendintr()
+    # The prompt is back: what is typed before it is thrown away with the Ctrl-C.
+    child.expect("[#$] ")
     child.sendline("echo still-$((1 + 1))-here; exit 6")
     child.expect_exact("still-2-here\r\n")
     assert finish(child) == 6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -126,15 +127,20 @@ def test_a_task_that_went_on_by_itself_is_shown_as_it_is(flow: Command) -> None:
     flow("cancel", "long")
 
 
-def test_a_task_whose_files_are_gone_hides_no_other(flow: Command, flow_home: Path) -> None:
+def test_a_task_that_cannot_be_looked_at_hides_no_other(flow: Command) -> None:
     flow("run", "true", "--name", "good", "--wait")
-    record = store.Record("task-gone", "gone", "local", {"command": "true"}, time.time())
-    with store._connect() as db:
-        store._insert(db, store.Row(record, taskdir.RUNNING))
+    for provider in ("local", "cloud-of-the-past"):
+        lease = {"task_id": f"task-{provider}", "nodes": 1, "engine": None}
+        os.close(taskdir.TaskDir(lease["task_id"]).make(1))
+        store.save(store.Record(lease["task_id"], provider, provider, {"command": "true"}, time.time(), lease=lease))
+    shutil.rmtree(taskdir.TaskDir("task-local").path)
     done = flow("status")
-    assert "good" in done.out
-    assert "The files of task-gone are gone" in done.err
-    assert flow("info", "gone", code=4).err.startswith("Error: The files of task-gone are gone")
+    assert done.err == "task-cloud-of-the-past: There is no provider 'cloud-of-the-past' here.\n"
+    states = {line.split()[2]: line.split()[3] for line in done.out.splitlines()[1:]}
+    assert states == {"cloud-of-the-past": "pending", "local": "lost", "good": "completed"}
+    assert flow("info", "cloud-of-the-past", code=2).err.startswith("Error: There is no provider")
+    assert "nothing more is known" in flow("info", "local").out
+    assert len(flow_sdk.get_task("local").get_instances()) == 1
 
 
 @pytest.mark.parametrize(("columns", "cut"), [(60, True), (80, True), (200, False)])
@@ -273,13 +279,15 @@ def test_info(flow: Command, project: Path) -> None:
     assert (info["git_commit"], info["git_dirty"], info["code_root"]) == (commit, True, str(project))
     assert info["config"]["env"] == ["TOKEN"]
     assert info["restarts"] == 1
-    assert len(info["instances"]) == 1
+    assert info["instances"] == []
 
 
 def test_info_of_a_running_server_has_its_endpoint(flow: Command) -> None:
     flow("run", "sleep 60", "--port", "8888", "--name", "server")
     wait_for(lambda: flow_sdk.get_task("server").status == "running", what="the task to run")
-    assert "http://127.0.0.1:8888" in flow("info", "server").out
+    shown = flow("info", "server").out
+    assert "http://127.0.0.1:8888" in shown
+    assert re.search(r"^node +\S+  127\.0\.0\.1  running$", shown, re.MULTILINE)
     assert flow("info", "server", "--json").json[0]["endpoints"]["jupyter"] == "http://127.0.0.1:8888"
     flow("cancel", "server")
     assert flow("info", "server", "--json").json[0]["endpoints"] == {}

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def build_wheel(folder, config_settings=None, metadata_directory=None):
 def test_dependencies(both: World, images: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "an-id")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
-    subprocess.run([both.user_python, "-m", "ensurepip"], check=True, capture_output=True)
+    subprocess.run([both.user_python, "-m", "ensurepip", "--default-pip"], check=True, capture_output=True)
     # A project that pip can install without fetching anything: it builds itself. Its version is of this test alone.
     version = f"1.{time.time_ns()}"
     (both.project / "backend.py").write_text(BACKEND.replace("{version}", version))
@@ -110,6 +111,9 @@ def test_dependencies(both: World, images: None, monkeypatch: pytest.MonkeyPatch
         assert f"Successfully installed example-package-{version}" in task.logs()
     shown = completed(flow.run("python -c 'import example_package; print(example_package.VERSION)'"))
     assert shown.logs().strip() == version
+    here = [sys.executable, "-c", "import example_package; print(example_package.__file__)"]
+    installed = subprocess.run(here, capture_output=True, text=True, check=True).stdout
+    assert Path(installed).is_relative_to(both.user_python.parent.parent)
     assert [seen_by(task)[0].folder for task in (by_image, by_ecr)] == ["/workspace"] * 2
     assert seen_by(by_ecr)[0].environ["AWS_SECRET_ACCESS_KEY"] == "a-secret"
     assert "a-secret" not in f"{by_ecr!r} {by_ecr.config!r}"

@@ -86,6 +86,7 @@ def make_user_python(folder: Path) -> Path:
     shutil.copytree(HERE / "stand_ins" / "torch", Path(packages) / "torch")
     for program, source in STAND_INS.items():
         add_program(folder / "bin" / program, python, HERE / "stand_ins" / f"{source}.py")
+    (folder / "bin" / "flow").symlink_to(Path(TESTS_PYTHON).with_name("flow"))
     # This one needs boto3, which the tests have.
     add_program(folder / "bin" / "aws", Path(TESTS_PYTHON), HERE / "stand_ins" / "aws.py")
     return python
@@ -191,9 +192,9 @@ def fetch(url: str) -> bytes:
 
 @contextlib.contextmanager
 def port_of_the_example(port: int) -> Iterator[None]:
-    """Has a port to itself that the example names, among all tests that run on this machine; skips the test where
-    another program has it."""
-    with services.locked(Path(tempfile.gettempdir()) / f"flow-test-port-{port}.lock"):
+    """Has a port to itself that the example names, among all tests that this user runs on this machine; skips the test
+    where another program has it."""
+    with services.locked(Path(tempfile.gettempdir()) / f"flow-test-{os.geteuid()}-port-{port}.lock"):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -240,8 +241,10 @@ class World:
         self.import_name = "flow"
         shutil.copytree(HERE / "project", project, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         # The user works in an activated environment; tests of the SDK are programs of that environment.
-        for folder in (Path(TESTS_PYTHON).parent, user_python.parent):
-            monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+        # The tests' own environment is not on PATH: what an example installs must not go there.
+        own = Path(TESTS_PYTHON).parent
+        others = [folder for folder in os.environ["PATH"].split(os.pathsep) if Path(folder) != own]
+        monkeypatch.setenv("PATH", os.pathsep.join([str(user_python.parent), *others]))
         monkeypatch.setattr(sys, "executable", str(user_python))
 
     def gpus(self, spec: str) -> None:

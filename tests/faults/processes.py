@@ -1,4 +1,4 @@
-"""Finding and ending the processes of a task, and running a client of its own."""
+"""Finding and ending the processes of a task, running a client of its own, comparing what was printed."""
 
 from __future__ import annotations
 
@@ -127,3 +127,17 @@ def output_of(client: subprocess.Popen[str], timeout_s: float = 60.0) -> str:
 
 def run_client(code: str, *arguments: object, **environ: str) -> str:
     return output_of(start_client(code, *arguments, **environ))
+
+
+Chunk = tuple[int, bytes]
+
+
+def joined(chunks: Iterable[Chunk]) -> list[Chunk]:
+    """Neighbouring chunks of one stream are one."""
+    runs: list[Chunk] = []
+    for number, data in chunks:
+        if runs and runs[-1][0] == number:
+            runs[-1] = (number, runs[-1][1] + data)
+        elif data:
+            runs.append((number, data))
+    return runs

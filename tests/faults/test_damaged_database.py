@@ -7,9 +7,9 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
+import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -196,8 +196,10 @@ def test_damage_under_an_open_client(
     damage(flow_home / "flow.db")
     task = flow.run("echo on", name="four").wait(FAR_S)
     assert [t.name for t in flow.list_tasks()] == ["four", "three", "two", "one"]
-    store._disconnect()
     assert listed() == [[task.task_id, "four", "completed", 0, None], *history]
+    # And it sees what others do from now on.
+    run_client("import flow_sdk as f; f.run('true', name='five').wait(30)")
+    assert [t.name for t in flow.list_tasks()] == ["five", "four", "three", "two", "one"]
 
 
 def test_a_running_task_is_found_again(flow_home: Path, project: Path, tmp_path: Path) -> None:
@@ -228,33 +230,34 @@ def test_a_database_that_is_a_folder_is_one_sentence(flow_home: Path, project: P
 
 
 FORK = """
-import os, flow_sdk as flow
+import os, sys, flow_sdk as flow
 flow.list_tasks()
-children = []
+read_fd, write_fd = os.pipe()
 for n in range(4):
-    pid = os.fork()
-    if pid == 0:
+    if os.fork() == 0:
+        # Until the parent, whose connection is open, has ended.
+        os.close(write_fd)
+        os.read(read_fd, 1)
         for i in range(5):
-            flow.run(f"true", name=f"child-{n}-{i}")
+            flow.run("true", name=f"child-{n}-{i}")
+        open(f"{sys.argv[1]}-{n}", "w").close()
         os._exit(0)
-    children.append(pid)
-for i in range(5):
-    flow.run("true", name=f"parent-{i}")
-print([os.waitpid(pid, 0)[1] for pid in children])
+flow.run("true", name="parent")
 """
 
 
-def test_a_client_that_forks(flow_home: Path, project: Path) -> None:
-    """As `multiprocessing` and data loaders do, with the parent's connection open."""
-    assert run_client(FORK) == "[0, 0, 0, 0]\n"
+def test_a_client_that_forks(flow_home: Path, project: Path, tmp_path: Path) -> None:
+    """As `multiprocessing` and data loaders do, with the parent's connection open; the parent is the first to end."""
+    forked = start_client(FORK, tmp_path / "done")
+    forked.communicate(timeout=60)
+    assert forked.returncode == 0
+    wait_for(lambda: len(list(tmp_path.glob("done-*"))) == 4, 60, "the children")
+    with closing(sqlite3.connect(flow_home / "flow.db")) as db:
+        names = {name for (name,) in db.execute("SELECT name FROM tasks")}
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert names == {f"child-{n}-{i}" for n in range(4) for i in range(5)} | {"parent"}
     for task in flow.list_tasks():
-        task.wait(FAR_S)
-    expected = {f"child-{n}-{i}" for n in range(4) for i in range(5)} | {f"parent-{i}" for i in range(5)}
-    assert {row[1] for row in listed()} == expected
-    store._disconnect()
-    check = [sys.executable, "-c", "import sqlite3, sys; print(*sqlite3.connect(sys.argv[1]).execute(sys.argv[2]))"]
-    checked = subprocess.run([*check, flow_home / "flow.db", "PRAGMA integrity_check"], capture_output=True, text=True)
-    assert checked.stdout == "('ok',)\n"
+        assert task.wait(FAR_S).status == taskdir.COMPLETED
 
 
 def test_a_task_whose_folder_was_thrown_away_hides_no_other(
@@ -267,8 +270,10 @@ def test_a_task_whose_folder_was_thrown_away_hides_no_other(
     files = taskdir.TaskDir(running.task_id)
     for gone in (str(running.task_id), str(history[1][0])):
         (flow_home / "tasks" / gone).rename(tmp_path / gone)
+    began = time.monotonic()
     assert list(lines) == []
     assert running.wait(FAR_S).status == taskdir.LOST
+    assert time.monotonic() - began < 10
     assert running.reason == f"Its files are gone from {files.path}, so nothing more is known of it."
     assert [task.name for task in flow.list_tasks()] == ["running", "three", "two", "one"]
     assert flow.get_task("two").exit_code == 3 and flow.get_task("two").logs() == ""

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import flow_sdk as flow
-from flow_sdk import runner, taskdir
+from flow_sdk import logs, runner, taskdir
 from tests.faults.processes import (
     FAR_S,
     alive,
     all_gone,
     command_pid,
     guard_pid,
+    joined,
     kill,
     node_status,
     runner_pid,
@@ -145,7 +152,10 @@ def test_a_task_is_found_lost_on_a_full_disk(small_home: Path) -> None:
     task = flow.run("exec sleep 1000")
     pids = [command_pid(task), guard_pid(task), runner_pid(task)]
     filler = fill(small_home)
-    kill(guard_pid(task), runner_pid(task))
+    with ThreadPoolExecutor(1) as pool:
+        followed = pool.submit(lambda: list(flow.get_task(task.task_id).logs(follow=True)))
+        kill(guard_pid(task), runner_pid(task))
+        assert followed.result(FAR_S) == []
     assert task.wait(FAR_S).status == taskdir.LOST
     all_gone(pids)
     filler.unlink()
@@ -214,3 +224,66 @@ def test_a_submit_with_room_for_only_a_part_of_it(small_home: Path, project: Pat
     # In between, one more block may go to the database or to the task, so the order is not strict.
     assert set(outcomes) <= {"refused", taskdir.LOST, taskdir.FAILED, taskdir.COMPLETED}
     assert set(outcomes[:4]) == {"refused"} and set(outcomes[-10:]) == {taskdir.COMPLETED}, outcomes
+
+
+class Room:
+    """A disk with so many bytes left, for what is written to some files of this process."""
+
+    def __init__(self, fds: Iterable[int]) -> None:
+        self.fds = set(fds)
+        self.left = 0
+        self.written: list[tuple[int, bytes]] = []
+
+    def write(self, fd: int, data: bytes) -> int:
+        if fd not in self.fds:
+            return real_write(fd, data)
+        if not self.left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        part = bytes(data[: self.left])
+        self.left -= len(part)
+        self.written.append((fd, part))
+        return real_write(fd, part)
+
+
+real_write = os.write
+pieces = st.tuples(st.sampled_from([1, 2]), st.integers(1, 12), st.integers(0, 25))
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps=st.lists(pieces, max_size=25))
+def test_a_disk_that_is_full_at_any_byte_loses_none_and_keeps_the_order(steps: list[tuple[int, int, int]]) -> None:
+    """As the runner does it: a stream whose bytes did not fit is not read until they do."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
+        node: Any = SimpleNamespace(path=lambda name: f"{folder}/{name}")
+        output = runner.Output(node)
+        room = Room([*output.files.values(), output.index])
+        monkeypatch.setattr(os, "write", room.write)
+        said: dict[int, bytes] = {1: b"", 2: b""}
+        waiting: dict[int, bytes] = {1: b"", 2: b""}
+
+        def go_on() -> None:
+            output.retry()
+            for number in (1, 2):
+                if waiting[number] and number not in output.held:
+                    if rest := output.write(number, waiting[number]):
+                        output.held[number] = (number, rest)
+                    waiting[number] = b""
+
+        for count, (number, size, more) in enumerate(steps):
+            data = (b"%d:" % count).ljust(size, b"x") + b"\n"
+            said[number] += data
+            waiting[number] += data
+            room.left += more
+            go_on()
+        room.left = 1 << 30
+        go_on()
+        go_on()
+        assert not output.held and not any(waiting.values())
+        streams = {output.files[1]: 1, output.files[2]: 2}
+        order = [(streams[fd], data) for fd, data in room.written if fd in streams]
+        output.finish(0)
+        reader = logs.Reader(Path(folder))
+        read = list(reader.available())
+        reader.close()
+        assert joined(read) == joined(order)
+        assert {number: b"".join(data for n, data in read if n == number) for number in (1, 2)} == said

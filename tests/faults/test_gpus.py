@@ -93,9 +93,9 @@ def test_the_order_of_waiting_is_kept(four_gpus: None, tmp_path: Path) -> None:
     assert first.wait(FAR_S).status == taskdir.COMPLETED
     for task in behind:
         assert task.wait(FAR_S).status == taskdir.COMPLETED
-    started = [node_status(task).started_at for task in behind]
-    assert started == sorted(started, key=lambda at: at or 0.0)
-    assert order.read_text().split()[0] == "0" and order.read_text().split()[3] == "3"
+    # The second and the third fit side by side, so they may overtake each other by a hair.
+    ran = order.read_text().split()
+    assert [ran[0], sorted(ran[1:3]), *ran[3:]] == ["0", ["1", "2"], "3", "4"]
 
 
 @pytest.mark.parametrize("how", ["runner", "guard and runner", "command", "cancel"])

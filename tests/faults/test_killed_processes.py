@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -166,26 +168,38 @@ def test_a_lost_task_leaves_another_tasks_processes_alone(flow_home: Path, proje
     assert other.wait(FAR_S).status == taskdir.COMPLETED
 
 
-def test_a_number_that_another_process_has_now_is_not_killed(flow_home: Path, project: Path, tmp_path: Path) -> None:
-    """After a reboot the pids in old task directories belong to strangers."""
-    stranger = start_client("import signal; print('up', flush=True); signal.pause()")
-    assert stranger.stdout and stranger.stdout.readline() == "up\n"
+@pytest.fixture
+def stranger() -> Iterator[int]:
+    """A process that has nothing to do with Flow."""
+    process = start_client("import signal; print('up', flush=True); signal.pause()")
+    assert process.stdout and process.stdout.readline() == "up\n"
+    yield process.pid
+    process.kill()
+    process.communicate()
+
+
+def test_the_numbers_of_dead_processes_are_no_targets(stranger: int, flow_home: Path, project: Path) -> None:
+    """After a reboot, the numbers in old task directories belong to strangers."""
     task = flow.run("exec sleep 1000")
     pids = [command_pid(task), guard_pid(task), runner_pid(task)]
     kill(*pids)
     all_gone(pids)
     files = taskdir.TaskDir(task.task_id)
-    files.lock.write_text(f"{stranger.pid}\n")
+    files.lock.write_text(f"{stranger}\n")
     status = files.node(0) / "status.json"
-    import json
+    status.write_text(json.dumps({**json.loads(status.read_text()), "pid": stranger, "command_pid": stranger}))
+    assert task.cancel().wait(FAR_S).status == taskdir.LOST
+    assert alive(stranger)
 
-    known = json.loads(status.read_text())
-    status.write_text(json.dumps({**known, "pid": stranger.pid, "command_pid": stranger.pid}))
-    task.cancel()
-    assert wait_for(lambda: task.is_done, FAR_S, "its end") and task.status == taskdir.LOST
-    assert alive(stranger.pid)
-    stranger.kill()
-    stranger.communicate()
+
+def test_the_number_of_a_dead_guard_is_no_target(stranger: int, flow_home: Path, project: Path) -> None:
+    task = flow.run("exec sleep 1000")
+    pid = command_pid(task)
+    kill(guard_pid(task))
+    taskdir.TaskDir(task.task_id).lock.write_text(f"{stranger}\n")
+    assert task.cancel().wait(FAR_S).status == taskdir.CANCELLED
+    assert alive(stranger)
+    all_gone([pid])
 
 
 @pytest.mark.parametrize("guard_too", [False, True])
@@ -197,7 +211,8 @@ def test_a_runner_killed_while_it_prepares(
     wait_for(lambda: task.status == taskdir.PREPARING, FAR_S, f"{task!r} to be prepared")
     runner = node_status(task).pid
     assert runner
-    left = [int(pid) for pid in Path(f"/proc/{runner}/task/{runner}/children").read_text().split()]
+    children = Path(f"/proc/{runner}/task/{runner}/children")
+    left = [int(pid) for pid in wait_for(lambda: children.read_text().split(), FAR_S, "the download to begin")]
     kill(*([guard_pid(task), runner] if guard_too else [runner]))
     assert task.wait(FAR_S).status == taskdir.LOST
     assert task.reason and "killed" in task.reason

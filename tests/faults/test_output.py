@@ -18,21 +18,7 @@ from hypothesis import strategies as st
 import flow_sdk as flow
 from flow_sdk import logs, runner
 from flow_sdk.watch import Watch
-from tests.faults.processes import FAR_S, run_client, wait_for_file
-
-Chunk = tuple[int, bytes]
-
-
-def joined(chunks: Iterable[Chunk]) -> list[Chunk]:
-    """Neighbouring chunks of one stream are one."""
-    runs: list[Chunk] = []
-    for number, data in chunks:
-        if runs and runs[-1][0] == number:
-            runs[-1] = (number, runs[-1][1] + data)
-        elif data:
-            runs.append((number, data))
-    return runs
-
+from tests.faults.processes import FAR_S, Chunk, joined, run_client, wait_for_file
 
 # A model of the logs: what was written, as (stream, bytes) in order.
 
