@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -172,7 +169,7 @@ class Flow:
             raise ValidationError(f"size_gb must be a whole number of GB, not {size_gb!r}.", ["For example 100."])
         if interface not in ("block", "file"):
             raise ValidationError(f"A volume's interface is 'block' or 'file', not {interface!r}.")
-        name = name or f"volume-{secrets.token_hex(3)}"
+        name = name or f"volume-{os.urandom(3).hex()}"
         return providers.volume_provider(self.provider).create_volume(name, size_gb, interface)
 
     def list_volumes(self) -> list[Volume]:
@@ -263,7 +260,7 @@ def submit_config(
     config = config.frozen_copy()
     offer = choose_offer(config, provider_name)
     private = private_values(config)
-    task_id = f"task-{secrets.token_hex(5)}"
+    task_id = f"task-{os.urandom(5).hex()}"
     record = store.Record(
         task_id=task_id,
         name=config.name or default_name(config.command, task_id),
@@ -271,7 +268,7 @@ def submit_config(
         config=config.to_json(secrets=False),
         created_at=time.time(),
         mounts=tuple(mount.to_json() for mount in config.mount_values()),
-        host=socket.gethostname(),
+        host=os.uname().nodename,
         user=whoami(),
         email=git_email(),
         price_per_hour_usd=total_price(offer, config),
@@ -419,6 +416,8 @@ def git_state(root: Path) -> tuple[str | None, bool | None]:
     """The commit of the code and whether it has uncommitted changes; (None, None) outside a repository."""
     if not any((folder / ".git").exists() for folder in (root.absolute(), *root.absolute().parents)):
         return None, None
+    import subprocess
+
     status = ["git", "--no-optional-locks", "-C", str(root), "status", "--porcelain=v2", "--branch", "--", "."]
     try:
         done = subprocess.run(status, capture_output=True, text=True, check=False, timeout=10)

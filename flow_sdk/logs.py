@@ -198,19 +198,17 @@ def follow(reader: Reader, ended: Callable[[], bool], watch: Watch) -> Iterator[
         watch.wait(LOOK_AGAIN_S)
 
 
-def lines(chunks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-    """Whole lines as (stream, line with its newline), in the order they were completed; an unended one comes last."""
-    parts: dict[int, list[bytes]] = {STDOUT: [], STDERR: []}
+def whole_lines(chunks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """The same bytes cut at line ends, as (stream, one or more whole lines), each as soon as it is complete; an unended
+    last line comes at the end."""
+    begun: dict[int, list[bytes]] = {STDOUT: [], STDERR: []}
     for number, data in chunks:
-        first, *rest = data.split(b"\n")
-        if not rest:
-            parts[number].append(data)
+        end = data.rfind(b"\n") + 1
+        if not end:
+            begun[number].append(data)
             continue
-        yield number, b"".join([*parts[number], first, b"\n"])
-        *whole, begun = rest
-        for line in whole:
-            yield number, line + b"\n"
-        parts[number] = [begun] if begun else []
-    for number, unended in parts.items():
+        yield number, b"".join([*begun[number], data[:end]])
+        begun[number] = [data[end:]] if end < len(data) else []
+    for number, unended in begun.items():
         if unended:
             yield number, b"".join(unended)

@@ -16,7 +16,6 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from flow_sdk.errors import ValidationError
 
@@ -194,6 +193,9 @@ def refuse_credentials(url: str, what: str) -> None:
 
     A source is stored, logged and shown, so nothing secret may be in it.
     """
+
+    from urllib.parse import parse_qsl
+
     scheme, _, rest = url.partition("://")
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     user, at, _ = authority.rpartition("@")
@@ -285,6 +287,8 @@ def _s3(target: str, rest: str) -> Mount:
 
 
 def _mode(target: str, query: str) -> str:
+    from urllib.parse import parse_qsl
+
     options = parse_qsl(query, keep_blank_values=True) if query else []
     for name, _ in options:
         if name != "mode":
@@ -397,6 +401,8 @@ def _missing(target: str, source: str, path: str) -> ValidationError:
 
 
 def _https(target: str, scheme: str, rest: str) -> Mount:
+    from urllib.parse import unquote, urlsplit
+
     url, _, fragment = rest.partition("#")
     host, shown = _host(target, f"{scheme}://{url}")
     path = urlsplit(f"{scheme}://{url}").path
@@ -439,6 +445,8 @@ def _sha256(target: str, fragment: str) -> str:
 
 
 def _git(target: str, scheme: str, rest: str, must_exist: bool) -> Mount:
+    from urllib.parse import unquote
+
     if "?" in rest or "#" in rest:
         raise ValidationError(
             f"Nothing may follow the repository but @ref in the source of mount {target}.",
@@ -490,6 +498,9 @@ def _is_ref(ref: str) -> bool:
 
 def _host(target: str, url: str) -> tuple[str, str]:
     """A URL's host, and the URL without query for use in a message."""
+
+    from urllib.parse import urlsplit
+
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port

@@ -211,8 +211,11 @@ class Task:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         if not self.is_done:
-            with self._watch(range(self.num_instances)) as watch:
-                while not self.is_done:
+            ranks = range(self.num_instances)
+            looks = [_Ended(self, rank) for rank in ranks]
+            with self._watch(ranks) as watch:
+                # A busy log wakes us as well; only a new status is worth a look at the whole task.
+                while sum(look() for look in looks) < len(looks) or not self.is_done:
                     left = logs.LOOK_AGAIN_S if deadline is None else deadline - time.monotonic()
                     if left <= 0:
                         raise WaitTimeoutError(
@@ -272,11 +275,13 @@ class Task:
         chunks = self.log_chunks(tail=tail, stderr=stderr, node=node)
         if stderr is not None:
             return b"".join(data for _, data in chunks).decode(errors="replace")
-        return b"".join(line for _, line in logs.lines(chunks)).decode(errors="replace")
+        return b"".join(lines for _, lines in logs.whole_lines(chunks)).decode(errors="replace")
 
     def _follow_lines(self, tail: int | None, stderr: bool | None, node: int) -> Iterator[str]:
-        for _, line in logs.lines(self.log_chunks(tail=tail, follow=True, stderr=stderr, node=node)):
-            yield line.decode(errors="replace").rstrip("\r\n")
+        chunks = self.log_chunks(tail=tail, follow=True, stderr=stderr, node=node)
+        for _, data in logs.whole_lines(chunks):
+            text = data.decode(errors="replace")
+            yield from text.replace("\r\n", "\n").removesuffix("\n").split("\n")
 
     def log_chunks(
         self, *, tail: int | None = None, follow: bool = False, stderr: bool | None = None, node: int = 0

@@ -7,8 +7,10 @@ import select
 import sys
 import time
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 POLL_S = 0.05
 NETWORK_FILESYSTEMS = ("nfs", "lustre", "cifs", "smb", "9p", "gpfs", "beegfs", "ceph", "afs", "fuse")
@@ -28,11 +30,22 @@ class Watch:
     def __init__(self, folders: Iterable[Path]) -> None:
         paths = [os.fsencode(folder) for folder in folders]
         self._fd = -1
+        self._watches: list[int] = []
         if sys.platform == "linux" and not any(on_network(os.fsdecode(path)) for path in paths):
-            self._fd = open_inotify(paths)
+            self._open(paths)
         self._poller = select.poll()
         if self._fd >= 0:
             self._poller.register(self._fd, select.POLLIN)
+
+    def _open(self, paths: list[bytes]) -> None:
+        """Takes an inotify descriptor; none where the kernel or the user's limits refuse."""
+        self._fd = take_inotify()
+        for path in paths if self._fd >= 0 else []:
+            number = int(libc().inotify_add_watch(self._fd, path, MASK))
+            if number < 0:
+                self.close()
+                return
+            self._watches.append(number)
 
     def wait(self, timeout_s: float) -> None:
         """Returns at a change since the last wait, or when the time is up; where it must poll, within 50 ms."""
@@ -42,9 +55,13 @@ class Watch:
             os.read(self._fd, 1 << 16)
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._fd < 0:
+            return
+        for number in self._watches:
+            libc().inotify_rm_watch(self._fd, number)
+        # Closing one waits some 10 ms in the kernel, so it is kept for the next.
+        _unused.append((os.getpid(), self._fd))
+        self._fd, self._watches = -1, []
 
     def __enter__(self) -> Watch:
         return self
@@ -55,16 +72,30 @@ class Watch:
         self.close()
 
 
-def open_inotify(paths: list[bytes]) -> int:
-    """An inotify descriptor for the folders, or -1 where the kernel or the user's limits give none."""
+_unused: list[tuple[int, int]] = []
+"""Inotify descriptors without a watch, each with the process that made it: a fork shares them, and may not use them."""
+
+
+def take_inotify() -> int:
+    """A descriptor without watches, or -1 where there is none to be had."""
+    while _unused:
+        pid, fd = _unused.pop()
+        if pid != os.getpid():
+            continue
+        try:
+            # What the former watches still had to say.
+            while os.read(fd, 1 << 16):
+                pass
+        except BlockingIOError:
+            return fd
+    return int(libc().inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+
+
+@cache
+def libc() -> Any:
     import ctypes
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = int(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
-    if fd >= 0 and any(libc.inotify_add_watch(fd, path, MASK) < 0 for path in paths):
-        os.close(fd)
-        return -1
-    return fd
+    return ctypes.CDLL(None)
 
 
 def on_network(path: str) -> bool:

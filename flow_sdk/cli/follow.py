@@ -89,10 +89,10 @@ class Stage:
 
 def write_json(task: Task, chunks: Iterator[tuple[int, bytes]]) -> None:
     """Each line as {"task_id", "stream", "line"}; what is not UTF-8 is replaced."""
-    for stream, data in logs.lines(chunks):
+    for stream, data in logs.whole_lines(chunks):
         name = "stdout" if stream == logs.STDOUT else "stderr"
-        text = data.decode(errors="replace").rstrip("\r\n")
-        show.json_line({"task_id": task.task_id, "stream": name, "line": text})
+        for line in data.decode(errors="replace").removesuffix("\n").split("\n"):
+            show.json_line({"task_id": task.task_id, "stream": name, "line": line.rstrip("\r")})
 
 
 def stream_output(task: Task, as_json: bool) -> None:

@@ -58,7 +58,7 @@ def status(
     """
     rows, more = [row_of(find(task)) for task in tasks], False
     if not tasks:
-        filters = {"name_pattern": name, "tag": tag, "since": parse_since(since) if since else None}
+        filters = {"name_pattern": name, "tag": tag, "since": None if since is None else parse_since(since)}
         rows, more = listed(states or taskdir.STATES, filters, limit, show_all)
     if as_json:
         for row in rows:

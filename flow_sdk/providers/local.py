@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -134,7 +133,7 @@ class LocalProvider:
             statuses = [end_lost_rank(directory, rank, lease["engine"]) for rank in range(lease["nodes"])]
         status = taskdir.combined(statuses)
         instances = tuple(
-            Instance(f"{socket.gethostname()}-{rank}", LOOPBACK, LOOPBACK, found.state if found else taskdir.PENDING)
+            Instance(f"{os.uname().nodename}-{rank}", LOOPBACK, LOOPBACK, found.state if found else taskdir.PENDING)
             for rank, found in enumerate(statuses)
         )
         return LeaseStatus(status.state, instances, 0.0, status.reason)
@@ -286,6 +285,8 @@ def own_python() -> dict[str, str]:
 
 
 def free_port() -> int:
+    import socket
+
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]

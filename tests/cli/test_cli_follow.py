@@ -74,8 +74,11 @@ def test_output_comes_while_the_task_runs(flow: Command) -> None:
 
 
 def test_of_many_nodes_the_first_ones_log_and_the_deciding_ones_reason(flow: Command) -> None:
-    command = "echo node $FLOW_NODE_RANK; if [ $FLOW_NODE_RANK = 1 ]; then echo oh dear >&2; exit 9; fi; sleep 60"
-    done = flow("run", "-w", "-N", "2", command, "--name", "two", code=9)
+    first = 'echo node 0; touch "$FLAG"; sleep 60'
+    second = 'while [ ! -e "$FLAG" ]; do sleep 0.02; done; echo node 1; echo oh dear >&2; exit 9'
+    command = f"if [ $FLOW_NODE_RANK = 0 ]; then {first}; else {second}; fi"
+    flag = Path("flag").absolute()
+    done = flow("run", "-w", "-N", "2", command, "-e", f"FLAG={flag}", "--name", "two", code=9)
     assert done.out == "node 0\n"
     assert "two failed after" in done.err
     assert "oh dear" in done.err.splitlines()[1]

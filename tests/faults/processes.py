@@ -141,3 +141,13 @@ def joined(chunks: Iterable[Chunk]) -> list[Chunk]:
         elif data:
             runs.append((number, data))
     return runs
+
+
+def lines(chunks: Iterable[Chunk]) -> list[Chunk]:
+    """Each line with its stream, in the order in which they ended; those that did not end come last."""
+    begun = {1: b"", 2: b""}
+    found: list[Chunk] = []
+    for number, data in chunks:
+        *ended, begun[number] = (begun[number] + data).split(b"\n")
+        found += [(number, line + b"\n") for line in ended]
+    return found + [(number, line) for number, line in begun.items() if line]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import flow_sdk as flow
 from flow_sdk import logs, runner
 from flow_sdk.watch import Watch
-from tests.faults.processes import FAR_S, Chunk, joined, run_client, wait_for_file
+from tests.faults.processes import FAR_S, Chunk, joined, lines, run_client, wait_for_file
 
 # A model of the logs: what was written, as (stream, bytes) in order.
 
@@ -88,18 +88,18 @@ def test_following_gives_everything_once_and_in_order(
 
 
 @many
-@given(before=histories, after=histories, lines=st.integers(0, 12), wanted=streams)
+@given(before=histories, after=histories, count=st.integers(0, 12), wanted=streams)
 def test_a_tail_is_the_last_lines_and_all_that_comes_later(
-    before: list[Chunk], after: list[Chunk], lines: int, wanted: tuple[int, ...], folders: Any, block_sizes: None
+    before: list[Chunk], after: list[Chunk], count: int, wanted: tuple[int, ...], folders: Any, block_sizes: None
 ) -> None:
     folder = folders()
     written = Written(folder)
     written.write(before)
     reader = logs.Reader(folder, wanted)
-    reader.skip_to_tail(lines)
+    reader.skip_to_tail(count)
     first = list(reader.available())
-    known = list(logs.lines(chunk for chunk in before if chunk[0] in wanted))
-    assert list(logs.lines(first)) == (known[-lines:] if lines else [])
+    known = lines(chunk for chunk in before if chunk[0] in wanted)
+    assert lines(first) == (known[-count:] if count else [])
     written.write(after)
     later = list(reader.available())
     assert joined(later) == joined(chunk for chunk in after if chunk[0] in wanted)
@@ -152,10 +152,10 @@ def test_an_index_with_a_torn_line_is_read_on(tmp_path: Path) -> None:
     again.write([(1, b"three\n"), (2, b"four\n"), (1, b"five\n")])
     again.output.finish(0)
     reader = logs.Reader(tmp_path)
-    lines = [line for _, line in logs.lines(reader.available())]
+    found = [line for _, line in lines(reader.available())]
     reader.close()
-    assert sorted(lines) == sorted([b"one\n", b"two\n", b"three\n", b"four\n", b"five\n"])
-    assert [line for line in lines if line in (b"four\n", b"five\n")] == [b"four\n", b"five\n"]
+    assert sorted(found) == sorted([b"one\n", b"two\n", b"three\n", b"four\n", b"five\n"])
+    assert [line for line in found if line in (b"four\n", b"five\n")] == [b"four\n", b"five\n"]
 
 
 def test_one_in_the_follower_s_way_does_not_lose_the_order(tmp_path: Path) -> None:
@@ -207,8 +207,7 @@ def test_binary_output_is_kept_byte_for_byte(flow_home: Path, project: Path) -> 
 
 def test_a_line_of_10_mb(flow_home: Path, project: Path) -> None:
     task = flow.run(python("print('first'); print('x' * 10_000_000); print('last')")).wait(FAR_S)
-    lines = list(task.logs(follow=True))
-    assert [len(line) for line in lines] == [5, 10_000_000, 4]
+    assert [len(line) for line in task.logs(follow=True)] == [5, 10_000_000, 4]
     assert task.logs(tail=1) == "last\n"
     assert task.logs(tail=2) == "x" * 10_000_000 + "\nlast\n"
     assert task.logs(tail=3) == task.logs(tail=99) == task.logs() == "first\n" + "x" * 10_000_000 + "\nlast\n"
@@ -266,9 +265,9 @@ def test_both_streams_are_whole_and_read_the_same_by_all(flow_home: Path, projec
     assert followed == joined(task.log_chunks()) == joined(task.log_chunks(follow=True))
     assert output(task, 1) == b"".join(b"out %d\n" % n for n in range(2000))
     assert output(task, 2) == b"".join(b"err %d\n" % n for n in range(2000))
-    lines = task.logs().splitlines()
+    everything = task.logs().splitlines()
     for count in (0, 1, 7, 3999, 4000, 5000):
-        assert task.logs(tail=count).splitlines() == (lines[-count:] if count else [])
+        assert task.logs(tail=count).splitlines() == (everything[-count:] if count else [])
 
 
 def test_what_waits_for_an_answer_keeps_its_order(flow_home: Path, project: Path) -> None:
@@ -304,3 +303,12 @@ def test_a_watch_where_inotify_gives_nothing_polls(tmp_path: Path) -> None:
     with Watch([tmp_path / "missing"]) as watch:
         assert watch._fd < 0
         watch.wait(0.01)
+
+
+@many
+@given(history=histories)
+def test_lines_are_whole_and_none_is_lost(history: list[Chunk]) -> None:
+    blocks = list(logs.whole_lines(history))
+    assert lines(blocks) == lines(history)
+    ended = [block for block in blocks if block[1].endswith(b"\n")]
+    assert blocks[: len(ended)] == ended and len(blocks) - len(ended) <= 2
