@@ -212,7 +212,8 @@ class Flow:
         from flow_sdk.mounts import check_target
 
         found = volume if isinstance(volume, Volume) else self.get_volume(volume)
-        running = task if isinstance(task, Task) else self.get_task(task)
+        # Looked up anew: another process may have added a mount since the caller's Task was made.
+        running = self.get_task(task.task_id if isinstance(task, Task) else task)
         target = check_target(path or f"/mnt/{found.name}")
         lease = running.refresh().record.lease
         if lease is None or running.status != taskdir.RUNNING:

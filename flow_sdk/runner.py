@@ -860,11 +860,14 @@ class Runner:
             if any(ended == pid for ended, _ in reap()) or time.monotonic() > deadline:
                 raise NotPrepared(f"{what}: {s3fs_complaint(self.node.path('prepare.log')) or 's3fs ended'}")
         try:
-            os.listdir(at)
+            empty = not os.listdir(at)
         except OSError as error:
             # It mounts first and looks for the bucket then.
             complaint = s3fs_complaint(self.node.path("prepare.log"))
             raise NotPrepared(f"{what}: {complaint or error.strerror}") from error
+        if empty and mount.get("read_only", True):
+            # A misspelt prefix looks like this, and hours later like a model that has learned nothing.
+            raise NotPrepared(f"{what}: there is nothing under it.")
         return at
 
 

@@ -350,7 +350,7 @@ class Task:
             ResourceNotFoundError: the task has no such file.
         """
         self._check_rank(node)
-        inside = path.removeprefix("/workspace").lstrip("/") if path.startswith("/workspace") else path
+        inside = path[len("/workspace") :].lstrip("/") if (path + "/").startswith("/workspace/") else path
         root = self._directory.workspace(node).resolve()
         source = (root / inside).resolve()
         if not source.is_relative_to(root):

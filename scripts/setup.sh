@@ -96,7 +96,8 @@ setup_system() {
     set -- $line
     PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null || missing+=("${@:2}")
   done <<'LINES'
-podman podman iptables catatonit
+podman podman iptables
+catatonit catatonit
 runc runc
 debootstrap debootstrap
 bwrap bubblewrap

@@ -24,6 +24,7 @@ from tests.faults.processes import (
     alive,
     all_gone,
     command_pid,
+    directory,
     guard_pid,
     joined,
     kill,
@@ -43,7 +44,13 @@ def small_home(full_disk: Disk, project: Path, monkeypatch: pytest.MonkeyPatch) 
     home = full_disk("4m")
     monkeypatch.setenv("FLOW_HOME", str(home))
     assert flow.run("echo hi").wait(FAR_S).status == taskdir.COMPLETED
+    nobody_writes()
     return home
+
+
+def nobody_writes() -> None:
+    """A task that has ended gives its last block back a moment later."""
+    wait_for(lambda: not any(directory(task).is_live() for task in flow.list_tasks()), FAR_S, "the tasks to be gone")
 
 
 def free_bytes(folder: Path) -> int:
@@ -203,6 +210,7 @@ def test_a_submit_with_room_for_only_a_part_of_it(small_home: Path, project: Pat
     for blocks in range(40):
         marks = tmp_path / f"marks-{blocks}"
         before = {task.task_id for task in flow.list_tasks()}
+        nobody_writes()
         filler = fill(small_home, blocks * 4096)
         try:
             task = flow.run(f"echo ran >> '{marks}'", env={"A": "b"})
