@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from flow_sdk import providers, settings, store, taskdir
-from flow_sdk.errors import AuthenticationError, NoCapacityError, ResourceNotFoundError, ValidationError
+from flow_sdk.errors import AuthenticationError, FlowError, NoCapacityError, ResourceNotFoundError, ValidationError
 from flow_sdk.files import write_private
 from flow_sdk.providers import Bootstrap, Offer, Provider, Volume
 from flow_sdk.settings import make_home, unwritable
@@ -284,18 +284,8 @@ def submit_config(
 
 def start(record: store.Record, config: TaskConfig, offer: Offer, private: dict[str, Any]) -> Task:
     directory = taskdir.TaskDir(record.task_id)
-    make_home()
+    lock_fd = write_down(directory, record, config, private)
     try:
-        lock_fd = directory.make(config.num_instances)
-    except OSError as error:
-        raise unwritable(settings.home(), error) from error
-    try:
-        try:
-            if any(private.values()):
-                write_private(directory.secrets_json, json.dumps(private).encode())
-            store.save(record)
-        except OSError as error:
-            raise unwritable(settings.home(), error) from error
         lease = providers.load(record.provider).launch(
             record.task_id, config, Bootstrap(record, directory, lock_fd, offer)
         )
@@ -304,6 +294,27 @@ def start(record: store.Record, config: TaskConfig, offer: Offer, private: dict[
     finally:
         os.close(lock_fd)
     return Task(store.Row(record, taskdir.PENDING, tags=tuple(config.tags)))
+
+
+def write_down(directory: taskdir.TaskDir, record: store.Record, config: TaskConfig, private: dict[str, Any]) -> int:
+    """Makes the task's files and its row; returns its lock. Where that fails, there is no such task."""
+    make_home()
+    lock_fd = None
+    try:
+        lock_fd = directory.make(config.num_instances)
+        if any(private.values()):
+            write_private(directory.secrets_json, json.dumps(private).encode())
+        store.save(record)
+        return lock_fd
+    except (OSError, FlowError) as error:
+        import shutil
+
+        shutil.rmtree(directory.path, ignore_errors=True)
+        if lock_fd is not None:
+            os.close(lock_fd)
+        if isinstance(error, OSError):
+            raise unwritable(settings.home(), error) from error
+        raise
 
 
 def choose_offer(config: TaskConfig, provider_name: str) -> Offer:
