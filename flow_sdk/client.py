@@ -251,6 +251,11 @@ def as_config(command: str | Sequence[str] | TaskConfig | dict[str, Any] | None,
         return TaskConfig.from_dict({**command, **fields})
     if command is None:
         return TaskConfig(**fields)
+    if not isinstance(command, (str, list, tuple)):
+        raise ValidationError(
+            f"A command is text, a list of words or a TaskConfig, not {type(command).__name__}.",
+            ['For example flow.run("python train.py").'],
+        )
     return TaskConfig(command=command if isinstance(command, str) else list(command), **fields)
 
 
@@ -273,6 +278,7 @@ def submit_config(
         user=whoami(),
         email=git_email(),
         price_per_hour_usd=total_price(offer, config),
+        instance_type=offer.instance_type,
         note=offer.note,
         **(same_code(again) if again else code_of(config, code_root or Path.cwd())),
     )

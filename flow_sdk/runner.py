@@ -39,6 +39,7 @@ PIPE_BYTES = 1 << 20
 STATUS_BYTES = 4096
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 WAITS_FOR_DISK = "The disk is full; the command waits until its output can be written."
+LINGER_S = 5.0
 DISK_RETRY_S = 0.5
 DISK_PATIENCE_S = 30.0
 MOUNT_TIMEOUT_S = 60.0
@@ -443,6 +444,7 @@ class Runner:
         if slow:
             self.node.update(state="preparing")
         self.prepare()
+        self.check_working_dir()
         env = self.environment()
         deadline = None
         if self.config.get("max_run_time_hours"):
@@ -457,16 +459,33 @@ class Runner:
                 state="running",
                 command_pid=pid,
                 restarts=restarts,
-                reason=self.lease.get("note"),
+                reason=None,
                 started_at=self.node.status["started_at"] or now,
             )
             wait_status, stopped = self.supervise(pid, output, deadline)
+            left = 0 if stopped else self.linger(output)
             self.end_tree()
             output.finish(wait_s=DISK_PATIENCE_S)
             if stopped or wait_status == 0 or restarts >= self.config.get("retries", 0):
                 break
             restarts += 1
-        self.finish(*stopped or self.verdict(wait_status, output), exit_code=exit_code(wait_status))
+        self.finish(*stopped or self.verdict(wait_status, output, left), exit_code=exit_code(wait_status))
+
+    def linger(self, output: Output) -> int:
+        """The command has ended, but what it left may still be writing, as `tee` in `exec > >(tee log)` does: it gets a
+        moment to close the output. Returns how many processes did not."""
+        poller = select.poll()
+        poller.register(self.wake_fd, select.POLLIN)
+        streams = output.register(poller)
+        deadline = time.monotonic() + LINGER_S
+        while output.readers and not output.held and (left_s := deadline - time.monotonic()) > 0:
+            for fd, _ in poller.poll(left_s * 1000):
+                if fd != self.wake_fd:
+                    output.copy(fd, streams[fd], poller)
+                elif signal.SIGTERM in os.read(fd, 4096):
+                    deadline = 0.0
+            reap()
+        return len(descendants(os.getpid())) if output.readers else 0
 
     def finish(self, state: str, reason: str | None, **changes: Any) -> None:
         self.end_tree()
@@ -478,12 +497,12 @@ class Runner:
             changes["result"] = digest
         self.node.end(state, reason, **changes)
 
-    def verdict(self, wait_status: int, output: Output) -> tuple[str, str | None]:
+    def verdict(self, wait_status: int, output: Output, left: int) -> tuple[str, str | None]:
         if output.lost_bytes:
             full = f"The disk is full: the last {output.lost_bytes} bytes of output could not be written."
             return "failed", full
         if wait_status == 0:
-            return "completed", self.lease.get("note")
+            return "completed", f"What the command left running was ended after {LINGER_S:g} s." if left else None
         reason = f"The command {describe_exit(wait_status)}"
         last = last_line(self.node.path("stderr.log"))
         reason += f": {last}" if last else "."
@@ -630,6 +649,13 @@ class Runner:
         if wanted == "/workspace" or wanted.startswith("/workspace/"):
             wanted = wanted[len("/workspace/") :]
         return os.path.join(self.workspace, wanted)
+
+    def check_working_dir(self) -> None:
+        wanted = self.config.get("working_dir") or ""
+        inside = wanted == "/workspace" or wanted.startswith("/workspace/") or not wanted.startswith("/")
+        path = os.path.join(self.workspace, wanted[len("/workspace/") :] if wanted.startswith("/") else wanted)
+        if inside and not os.path.isdir(path):
+            raise NotPrepared(f"The working_dir {wanted!r} is not a folder of the code that was sent.")
 
     def container_dir(self) -> str:
         return os.path.join("/workspace", self.config.get("working_dir") or "")

@@ -93,7 +93,22 @@ def load() -> Settings:
     values["provider"] = OLD_PROVIDER_NAMES.get(provider, provider)
     values["ssh_keys"] = tuple(values.get("ssh_keys") or ())
     other = {name: value for name, value in values.items() if name not in known}
+    refuse_misspelt(other, known)
     return Settings(**{n: v for n, v in values.items() if n in known and v is not None}, other=other)
+
+
+def refuse_misspelt(other: dict[str, Any], known: set[str]) -> None:
+    """Keys of other versions are left alone; one that is nearly a known key is a slip that would go unnoticed."""
+    if not other:
+        return
+    from difflib import get_close_matches
+
+    for name in other:
+        near = get_close_matches(name, known, n=1, cutoff=0.8)
+        if near:
+            raise ConfigError(
+                f"The config file {config_path()} has the unknown setting {name!r}.", [f"Did you mean {near[0]}?"]
+            )
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class Record:
         mounts: the config's mounts, read once, as the runner takes them.
         bundle: path of the code's archive, named by its hash; None without code.
         price_per_hour_usd: of the whole task; None where the provider names none.
+        instance_type: what it was given to run on, which may not be what it asked for.
         created_at: seconds since 1970.
     """
 
@@ -65,7 +66,16 @@ class Record:
     user: str = ""
     email: str | None = None
     price_per_hour_usd: float | None = None
+    instance_type: str | None = None
     note: str | None = None
+
+    @property
+    def hardware(self) -> str:
+        """What it runs on, in a person's words."""
+        asked = self.config.get("instance_type") or self.config.get("gpu")
+        if asked and self.instance_type not in (None, asked):
+            return f"{self.instance_type} (asked: {asked})"
+        return str(asked or self.instance_type or "cpu")
 
 
 @dataclass(frozen=True)
@@ -173,7 +183,13 @@ def find(text: str) -> Row:
         ids = [row.record.task_id for row in rows]
         raise ValidationError(f"{text!r} is the beginning of several task ids.", [f"Say which: {', '.join(ids)}"])
     if not rows:
-        raise ResourceNotFoundError(f"There is no task {text!r}.", ["`flow status --all` lists every task."])
+        from difflib import get_close_matches
+
+        near = get_close_matches(text, {row.record.name for row in list_rows(limit=200)}, n=2)
+        raise ResourceNotFoundError(
+            f"There is no task {text!r}.",
+            [*(f"Did you mean {name}?" for name in near), "`flow status --all` lists every task."],
+        )
     return rows[0]
 
 

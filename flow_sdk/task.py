@@ -412,8 +412,7 @@ class Task:
         start, end = row.started_at, row.ended_at
         if start is not None:
             words.append(f"{max(0.0, (end or time.time()) - start):.1f} s")
-        hardware = self._record.config.get("instance_type") or self._record.config.get("gpu")
-        words.append(f"{hardware or 'cpu'} on {self.provider}")
+        words.append(f"{self._record.hardware} on {self.provider}")
         text = f"<Task {self.task_id}: {', '.join(words)}>"
         return f"{text[:-1]}; {row.reason}>" if row.reason and row.state != taskdir.COMPLETED else text
 

@@ -179,6 +179,8 @@ def combined(statuses: list[NodeStatus | None]) -> NodeStatus:
     ended = all(s.state in END_STATES for s in known)
     order = END_ORDER if ended else ONGOING_ORDER
     deciding = min(known, key=lambda s: order.index(s.state) if s.state in order else len(order))
+    if len(known) > 1 and deciding.reason and deciding.state in (FAILED, LOST, TIMED_OUT):
+        deciding = deciding._replace(reason=f"Node {deciding.rank}: {deciding.reason}")
     starts = [s.started_at for s in known if s.started_at is not None]
     ends = [s.ended_at for s in known if s.ended_at is not None]
     return deciding._replace(

@@ -15,3 +15,5 @@ echo
 script='import flow; print(flow.get_task("spirals").result())'
 echo "\$ python -c '$script'"
 python -c "$script"
+echo
+echo "Next: source .venv/bin/activate   puts flow on your PATH; then see README.md"

@@ -145,6 +145,8 @@ def say_end(row: store.Row) -> None:
     show.note(f"{row.record.name} {show.end_words(row)}")
     if row.state != taskdir.COMPLETED:
         show.note(f"  flow info {task_id}\n  flow run --from {task_id}")
+    elif row.reason:
+        show.note(f"  {row.reason}")
 
 
 def exit_code(row: store.Row) -> int:

@@ -43,8 +43,11 @@ def logs(task: str, follow: bool, tail: int | None, stream: str | None, node: in
     except KeyboardInterrupt:
         return following.left_running(found)
     row = following.row_of(found)
-    if follow and sys.stderr.isatty():
+    if follow:
         following.say_end(row)
     elif not written and row.state != taskdir.COMPLETED:
-        show.note(f"{row.record.name} has no output ({row.state.replace('_', ' ')}). {show.clean(row.reason or '')}")
+        where = f" on node {node}" if found.num_instances > 1 else ""
+        show.note(
+            f"{row.record.name} has no output{where} ({row.state.replace('_', ' ')}). {show.clean(row.reason or '')}"
+        )
     return 0

@@ -13,7 +13,7 @@ from flow_sdk import providers, taskdir
 from flow_sdk.cli import show
 from flow_sdk.cli.follow import find, task_argument, until_running
 from flow_sdk.client import Flow
-from flow_sdk.errors import ProviderError, ResourceNotFoundError, ValidationError
+from flow_sdk.errors import ResourceNotFoundError, ValidationError
 from flow_sdk.task import Task
 from flow_sdk.transports import Transport
 
@@ -26,13 +26,13 @@ def find_running(text: str) -> Task:
     """The task, once it runs.
 
     Raises:
-        ProviderError: it has ended.
+        ValidationError: it has ended.
     """
     task = find(text)
     state = until_running(task)
     if state in taskdir.END_STATES:
-        raise ProviderError(
-            f"{task.name} has ended ({state.replace('_', ' ')}), so there is nothing to enter.",
+        raise ValidationError(
+            f"{task.name} has ended ({state.replace('_', ' ')}), and this needs a running task.",
             [
                 f"`flow run --from {task.task_id}` runs it again.",
                 f"`flow download {task.task_id} PATH` copies its files.",

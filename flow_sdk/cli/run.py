@@ -165,14 +165,21 @@ def merged(base: TaskConfig, fields: dict[str, Any]) -> dict[str, Any]:
 
 def read_command(words: tuple[str, ...], no_upload: bool) -> str | list[str] | Path:
     """A shell line, an argv list, or the path of a YAML file."""
-    if len(words) > 1:
-        return list(words)
     word = words[0]
+    if len(words) > 1:
+        interpreter = INTERPRETERS.get(Path(word).suffix) if os.path.isfile(word) else None
+        return [*([interpreter] if interpreter else []), *words]
     path = Path(word)
     # Unlike Path.is_file, this is no error for a command too long to be a name.
     is_file = os.path.isfile(word)
     if path.suffix.lower() in YAML and (is_file or not any(c.isspace() for c in word)):
         return path
+    if not is_file and path.suffix in INTERPRETERS and len(word.split()) == 1 and not shutil.which(word):
+        from difflib import get_close_matches
+
+        here = [entry.name for entry in Path.cwd().iterdir()]
+        near = [f"Did you mean {name}?" for name in get_close_matches(word, here, n=2)]
+        raise ValidationError(f"There is no file {word} here.", near or ["Check the name, or cd to its folder."])
     if not is_file or (os.sep not in word and shutil.which(word)):
         return word
     inside = Path(os.path.relpath(path.resolve(), Path.cwd().resolve()))

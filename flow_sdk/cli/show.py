@@ -136,8 +136,7 @@ def local_time(seconds: float) -> str:
 
 
 def hardware(row: Row) -> str:
-    config = row.record.config
-    return str(config.get("instance_type") or config.get("gpu") or "cpu")
+    return row.record.hardware
 
 
 def run_time_s(row: Row) -> float | None:

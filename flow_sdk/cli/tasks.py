@@ -164,7 +164,8 @@ def info(task: str, as_json: bool) -> None:
         if last_lines:
             show.line("\nThe last of its output:")
         for text in last_lines:
-            show.line(f"  {show.clean(text)}")
+            indent = " " * (2 + len(text) - len(text.lstrip()))
+            show.line(indent + show.clean(text))
 
 
 def info_json(task: Task, row: store.Row) -> dict[str, Any]:

@@ -25,17 +25,22 @@ def volume_json(one: Volume) -> dict[str, Any]:
 
 
 @volume.command()
+@click.argument("name_word", metavar="[NAME]", required=False)
 @click.option("-s", "--size-gb", type=int, required=True, metavar="GB", help="Its size in GB.")
 @click.option("-n", "--name", metavar="NAME", help="Lower-case letters, digits and dashes; made up unless given.")
 @click.option("--interface", default="block", metavar="block|file", help="block: one machine at a time; file: shared.")
 @provider_option
 @show.json_option
-def create(size_gb: int, name: str | None, interface: str, provider: str | None, as_json: bool) -> None:
+def create(
+    name_word: str | None, size_gb: int, name: str | None, interface: str, provider: str | None, as_json: bool
+) -> None:
     """Make a volume.
 
     With --json: {"volume_id", "name", "size_gb", "interface", "region", "created_at"}.
     """
-    made = Flow(provider).create_volume(size_gb, name, interface)
+    if name and name_word:
+        raise click.UsageError(f"The volume has two names, {name_word} and {name}.")
+    made = Flow(provider).create_volume(size_gb, name or name_word, interface)
     if as_json:
         show.json_line(volume_json(made))
         return

@@ -218,3 +218,17 @@ def test_a_runner_killed_while_it_prepares(
     assert task.reason and "killed" in task.reason
     all_gone([runner, *left])
     assert not marks.exists()
+
+
+def test_what_still_writes_when_the_command_has_ended_is_waited_for(flow_home: Path, project: Path) -> None:
+    through_tee = "exec > >(tee kept.txt) 2>&1; echo one; echo two"
+    for _ in range(5):
+        assert flow.run(through_tee).wait(FAR_S).logs() == "one\ntwo\n"
+    late = flow.run("(sleep 0.5; echo late) & echo main").wait(FAR_S)
+    assert (late.logs(), late.reason) == ("main\nlate\n", None)
+
+
+def test_what_never_ends_is_ended_and_said(flow_home: Path, project: Path) -> None:
+    task = flow.run("sleep 1000 & echo main").wait(FAR_S)
+    assert (task.status, task.exit_code, task.logs()) == ("completed", 0, "main\n")
+    assert "left running" in str(task.reason)
