@@ -141,7 +141,8 @@ class Guard:
                 state = self.after_runner(rank, wait_status)
                 if state != "completed" and not stopping and self.runners:
                     stopping = True
-                    write_stop(self.task_dir, "cancelled", f"Ended because rank {rank} {state.replace('_', ' ')}.")
+                    became = {"failed": "failed", "timed_out": "timed out"}.get(state, f"was {state}")
+                    write_stop(self.task_dir, "cancelled", f"Ended because rank {rank} {became}.")
                     self.signal_runners()
 
     def signal_runners(self) -> None:
@@ -161,7 +162,7 @@ class Guard:
         kill_tree(os.getpid(), spare=set(self.runners))
         unmount_all(node.path("mounts"))
         how = describe_exit(wait_status)
-        node.end("lost", f"The runner of rank {rank} {how}; what it had started was ended.")
+        node.end("lost", f"Its runner {how}; what it had started was ended.")
         return "lost"
 
 

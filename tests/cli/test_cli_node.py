@@ -56,7 +56,8 @@ def test_a_shell_on_a_terminal(flow: Command, machine: str, terminal: Any) -> No
     child.expect_exact("in-box\r\n")
     child.expect_exact("on-a-terminal\r\n")
     child.expect_exact("workspace\r\n")
-    child.sendline("echo s'leepin'g; sleep 60")
+    # In one process, so that the Ctrl-C cannot fall between the two.
+    child.sendline("""sh -c "echo s'leepin'g; exec sleep 60" """)
     child.expect_exact("sleeping\r\n")
     child.sendintr()
     # The prompt is back: what is typed before it is thrown away with the Ctrl-C.
@@ -85,8 +86,8 @@ def test_a_task_that_has_ended_has_no_shell(flow: Command) -> None:
     flow("run", "true", "--name", "over", "--wait")
     task_id = flow_sdk.get_task("over").task_id
     for arguments in (["ssh", "over"], ["upload-code", "over"]):
-        done = flow(*arguments, code=6)
-        assert done.err.startswith("Error: over has ended (completed), so there is nothing to enter.")
+        done = flow(*arguments, code=2)
+        assert done.err.startswith("Error: over has ended (completed), and this needs a running task.")
         assert f"`flow run --from {task_id}` runs it again." in done.err
 
 
@@ -206,5 +207,5 @@ def test_a_path_that_a_running_task_cannot_get(flow: Command, machine: str) -> N
 def test_a_volume_for_a_task_that_has_ended(flow: Command) -> None:
     flow("volume", "create", "-s", "1", "-n", "data")
     flow("run", "true", "--name", "over", "--wait")
-    assert flow("mount", "data", "over", code=6).err.startswith("Error: over has ended")
+    assert flow("mount", "data", "over", code=2).err.startswith("Error: over has ended")
     assert flow("mount", "nix", "over", code=4).err.startswith("Error: There is no volume 'nix'.")

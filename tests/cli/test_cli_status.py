@@ -50,12 +50,12 @@ def test_the_table(flow: Command) -> None:
     assert head.split() == ["TASK", "NAME", "STATE", "HARDWARE", "CREATED", "DURATION", "REASON"]
     ids = [task["task_id"] for task in flow("status", "--json").json]
     assert re.fullmatch(
-        rf":1  {ids[0]}  bad   failed     2xa100 x 2 nodes  \d+ s ago  [0-9.]+ s     The command ended with exit.*",
+        rf":1  {ids[0]}  bad   failed     cpu \(asked: 2xa100\) x 2 nodes  \d+ s ago  [0-9.]+ s     Node \d: The .*",
         rows[0],
     )
-    assert re.fullmatch(rf":2  {ids[1]}  good  completed  cpu               \d+ s ago  [0-9.]+ s", rows[1])
+    assert re.fullmatch(rf":2  {ids[1]}  good  completed  cpu {{28}}\d+ s ago  [0-9.]+ s", rows[1])
     # Columns begin where their heads do.
-    assert rows[0].index("The command") == head.index("REASON")
+    assert rows[0].index("Node") == head.index("REASON")
 
 
 def test_json_has_the_same_keys_for_every_task(flow: Command) -> None:

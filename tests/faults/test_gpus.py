@@ -212,7 +212,7 @@ def test_a_machine_without_the_gpu_says_that_it_uses_its_cpu(
         fake_nvml(gpus)
         task = flow.run("echo [$CUDA_VISIBLE_DEVICES]", gpu="a100").wait(FAR_S)
         assert (task.status, task.logs()) == (taskdir.COMPLETED, "[]\n")
-        assert task.reason and task.reason.lower() == "this machine has no a100; the task runs on its cpu."
+        assert task.record.note == "This machine has no a100; the task runs on its CPU."
         assert capsys.readouterr().err.count("the task runs on its CPU") == 1
 
 

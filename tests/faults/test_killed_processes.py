@@ -39,7 +39,7 @@ def test_a_killed_runner_is_reported_as_lost_and_its_tree_is_ended(
     pids = tree_pids(task, tmp_path / "pids")
     kill(runner_pid(task))
     assert task.wait(FAR_S).status == taskdir.LOST
-    assert task.reason == "The runner of rank 0 was killed by signal 9 SIGKILL (often the kernel, out of memory); " + (
+    assert task.reason == "Its runner was killed by signal 9 SIGKILL (often the kernel, out of memory); " + (
         "what it had started was ended."
     )
     assert task.exit_code is None
@@ -136,9 +136,9 @@ def test_one_killed_rank_ends_the_others(flow_home: Path, project: Path) -> None
     commands = [command_pid(task, rank) for rank in range(3)]
     kill(runner_pid(task, 1))
     assert task.wait(FAR_S).status == taskdir.LOST
-    assert task.reason and task.reason.startswith("The runner of rank 1 was killed")
+    assert task.reason and task.reason.startswith("Node 1: Its runner was killed")
     assert [node_status(task, rank).state for rank in range(3)] == ["cancelled", "lost", "cancelled"]
-    assert node_status(task, 0).reason == "Ended because rank 1 lost."
+    assert node_status(task, 0).reason == "Ended because rank 1 was lost."
     all_gone(commands)
 
 

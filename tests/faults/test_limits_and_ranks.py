@@ -153,7 +153,7 @@ def test_one_failing_rank_ends_the_others_with_its_reason(flow_home: Path, proje
     pids = [command_pid(task, rank) for rank in range(4)]
     go.touch()
     assert task.wait(FAR_S).status == taskdir.FAILED
-    assert (task.exit_code, task.reason) == (6, "The command ended with exit code 6: out of luck")
+    assert (task.exit_code, task.reason) == (6, "Node 2: The command ended with exit code 6: out of luck")
     assert [node_status(task, rank).state for rank in range(4)] == ["cancelled", "cancelled", "failed", "cancelled"]
     assert node_status(task, 0).reason == "Ended because rank 2 failed."
     all_gone(pids)
