@@ -1,4 +1,4 @@
-"""The seeds' import name: `import flow` and `from flow.errors import …` give flow_sdk's own objects.
+"""The import name of the original documents: `import flow`, `from flow.errors import …` give flow_sdk's own objects.
 
 The names here are aliases, never copies: `flow.errors.FlowError is flow_sdk.errors.FlowError`.
 """
