@@ -571,7 +571,7 @@ class Runner:
                 output.retry(poller)
             if output and bool(output.held) != disk_full:
                 disk_full = not disk_full
-                self.node.update(reason=WAITS_FOR_DISK if disk_full else self.lease.get("note"))
+                self.node.update(reason=WAITS_FOR_DISK if disk_full else None)
             for ended, wait_status in reap():
                 if ended == pid:
                     return wait_status, stopped

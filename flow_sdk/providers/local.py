@@ -84,7 +84,6 @@ class LocalProvider:
             "grace_s": GRACE_S,
             "main_ip": LOOPBACK,
             "master_port": free_port() if config.num_instances > 1 else 29500,
-            "note": bootstrap.offer.note,
             "gpu_locks": str(home() / "gpus"),
             "venvs": str(home() / "venvs"),
             "cache": str(home() / "cache"),
