@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -291,13 +292,15 @@ def _note(change: Callable[[sqlite3.Connection], object]) -> None:
 def _guarded(use: Callable[[sqlite3.Connection], T]) -> T:
     """Uses the database; one that turns out damaged is put aside and made again from the task directories."""
     try:
-        try:
-            return use(_connect())
-        except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
-                raise
-            _put_aside()
-            return use(_connect())
+        # One thread at a time: two that used the connection at once would take each other's results.
+        with _in_use:
+            try:
+                return use(_connect())
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                _put_aside()
+                return use(_connect())
     except sqlite3.DatabaseError as error:
         path = home() / "flow.db"
         raise unwritable(path.parent, OSError(0, f"{path.name}: {error}")) from error
@@ -441,10 +444,14 @@ def _inode(path: Path) -> int | None:
         return None
 
 
+_in_use = threading.RLock()
+
+
 def _disconnect() -> None:
+    _in_use.acquire()
     while _connections:
         _connections.popitem()[1][0].close()
 
 
 # SQLite's locks and shared memory do not survive a fork: a child that inherited a connection would ruin the database.
-os.register_at_fork(before=_disconnect)
+os.register_at_fork(before=_disconnect, after_in_parent=_in_use.release, after_in_child=_in_use.release)
