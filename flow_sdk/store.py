@@ -448,10 +448,16 @@ _in_use = threading.RLock()
 
 
 def _disconnect() -> None:
+    with _in_use:
+        while _connections:
+            _connections.popitem()[1][0].close()
+
+
+def _before_fork() -> None:
+    """SQLite's locks and shared memory do not survive a fork: a child that inherited a connection, or a lock that some
+    other thread held, would ruin the database or wait for ever."""
     _in_use.acquire()
-    while _connections:
-        _connections.popitem()[1][0].close()
+    _disconnect()
 
 
-# SQLite's locks and shared memory do not survive a fork: a child that inherited a connection would ruin the database.
-os.register_at_fork(before=_disconnect, after_in_parent=_in_use.release, after_in_child=_in_use.release)
+os.register_at_fork(before=_before_fork, after_in_parent=_in_use.release, after_in_child=_in_use.release)
