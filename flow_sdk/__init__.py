@@ -33,7 +33,9 @@ _HOMES = {
     ),
     "flow_sdk.config": ("TaskConfig", "VolumeSpec"),
     "flow_sdk.providers": ("Instance", "Offer", "Volume"),
+    "flow_sdk.session": ("Cell", "Session", "submit_cells"),
     "flow_sdk.task": ("Task",),
+    "flow_sdk.words": ("command_from_words", "fields_from_text"),
     "flow_sdk.errors": (
         "AuthenticationError",
         "ConfigError",
@@ -102,4 +104,6 @@ if TYPE_CHECKING:
         WaitTimeoutError as WaitTimeoutError,
     )
     from flow_sdk.providers import Instance as Instance, Offer as Offer, Volume as Volume
+    from flow_sdk.session import Cell as Cell, Session as Session, submit_cells as submit_cells
     from flow_sdk.task import Task as Task
+    from flow_sdk.words import command_from_words as command_from_words, fields_from_text as fields_from_text

@@ -102,7 +102,7 @@ class _Changed(Exception):
         self.path = path
 
 
-def pack(root: Path, into: Path, *, limit_bytes: int = LIMIT_BYTES) -> Bundle:
+def pack(root: Path, into: Path, *, limit_bytes: int = LIMIT_BYTES, without: bytes = b"") -> Bundle:
     """Pack the project at `root` into `into`/<sha256>.tar.gz; one that did not change is recognised without reading it.
 
     Safe to call from many processes at once. The archive appears whole or not at all.
@@ -111,6 +111,7 @@ def pack(root: Path, into: Path, *, limit_bytes: int = LIMIT_BYTES) -> Bundle:
         root: the project's top folder.
         into: the bundles folder; made where missing. It, and the Flow folder it lies in, are left out of the archive.
         limit_bytes: the most that the archive may measure, compressed.
+        without: files whose name ends so are left out; none unless given.
 
     Raises:
         ValidationError: `root` is not a folder, is `/` or the home folder, or holds what cannot be sent: a link that
@@ -124,12 +125,12 @@ def pack(root: Path, into: Path, *, limit_bytes: int = LIMIT_BYTES) -> Bundle:
     moving = b""
     try:
         into.mkdir(mode=0o700, parents=True, exist_ok=True)
-        known = _recall(top, into, limit_bytes)
+        known = _recall(top, into, limit_bytes, without)
         if known is not None:
             return known
         for _ in range(_ATTEMPTS):
             try:
-                return _pack_once(top, into, limit_bytes)
+                return _pack_once(top, into, limit_bytes, without)
             except _Changed as change:
                 moving = change.path
     except OSError as error:
@@ -140,9 +141,9 @@ def pack(root: Path, into: Path, *, limit_bytes: int = LIMIT_BYTES) -> Bundle:
     )
 
 
-def _pack_once(top: bytes, into: Path, limit_bytes: int) -> Bundle:
+def _pack_once(top: bytes, into: Path, limit_bytes: int, without: bytes) -> Bundle:
     started_ns = time.time_ns()
-    tree, total_bytes = _scan(top, _flow_folder(top, into), started_ns, limit_bytes * _BEST_RATIO)
+    tree, total_bytes = _scan(top, _flow_folder(top, into), without, started_ns, limit_bytes * _BEST_RATIO)
     if total_bytes > limit_bytes * _BEST_RATIO:
         raise _too_large(top, tree, limit_bytes, f"{_megabytes(total_bytes)} before compression")
     _sweep(into)
@@ -162,7 +163,7 @@ def _pack_once(top: bytes, into: Path, limit_bytes: int) -> Bundle:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    _remember(top, into, tree._replace(packed=seen), bundle)
+    _remember(top, into, without, tree._replace(packed=seen), bundle)
     return bundle
 
 
@@ -217,7 +218,9 @@ def _flow_folder(top: bytes, into: Path) -> bytes | None:
     return None
 
 
-def _scan(top: bytes, flow_folder: bytes | None, started_ns: int, enough_bytes: int) -> tuple[_Tree, int]:
+def _scan(
+    top: bytes, flow_folder: bytes | None, without: bytes, started_ns: int, enough_bytes: int
+) -> tuple[_Tree, int]:
     """The tree, and about what its tar will measure; with very many files, only as much of it as is `enough_bytes`."""
     total_bytes = 0
     ignore_name, above = _ignore_files(top)
@@ -254,6 +257,8 @@ def _scan(top: bytes, flow_folder: bytes | None, started_ns: int, enough_bytes: 
                 continue
             if is_dir:
                 stack.append((path, rules, ignored is False))
+                continue
+            if without and name.endswith(without):
                 continue
             row, stays = _leaf(top, path[len(top) + 1 :])
             (tree.packed if stays else outside).append(row)
@@ -472,11 +477,13 @@ def _sweep(into: Path) -> None:
 # Recognising an unchanged project
 
 
-def _cache_path(top: bytes, into: Path) -> Path:
-    return into / "cache" / f"{_digest(top)[:32]}.json"
+def _cache_path(top: bytes, into: Path, without: bytes) -> Path:
+    # A path holds no NUL, so no two projects share a name.
+    key = top + b"\0" + without if without else top
+    return into / "cache" / f"{_digest(key)[:32]}.json"
 
 
-def _remember(top: bytes, into: Path, tree: _Tree, bundle: Bundle) -> None:
+def _remember(top: bytes, into: Path, without: bytes, tree: _Tree, bundle: Bundle) -> None:
     import json
 
     record = {
@@ -490,7 +497,7 @@ def _remember(top: bytes, into: Path, tree: _Tree, bundle: Bundle) -> None:
         "file_count": bundle.file_count,
         "folder_count": bundle.folder_count,
     }
-    path = _cache_path(top, into)
+    path = _cache_path(top, into, without)
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         write_private(path, json.dumps(record).encode())
@@ -499,13 +506,13 @@ def _remember(top: bytes, into: Path, tree: _Tree, bundle: Bundle) -> None:
         return
 
 
-def _recall(top: bytes, into: Path, limit_bytes: int) -> Bundle | None:
+def _recall(top: bytes, into: Path, limit_bytes: int, without: bytes) -> Bundle | None:
     """The bundle of the last time, if it is still there and nothing has changed."""
     import json
 
     now_ns = time.time_ns()
     try:
-        record = json.loads(_cache_path(top, into).read_bytes())
+        record = json.loads(_cache_path(top, into, without).read_bytes())
         sha256 = record["sha256"]
         counts = record["file_count"], record["folder_count"]
         bundle = Bundle(sha256, record["size_bytes"], *counts, into / f"{sha256}.tar.gz")
@@ -529,7 +536,7 @@ def _recall(top: bytes, into: Path, limit_bytes: int) -> Bundle | None:
         return None
     settled = tree._replace(packed=_settled(tree.packed, now_ns), watched=_settled(tree.watched, now_ns))
     if settled != tree:
-        _remember(top, into, settled, bundle)
+        _remember(top, into, without, settled, bundle)
     return bundle
 
 

@@ -99,6 +99,15 @@ class Flow:
         config = as_config(command, fields)
         return config, choose_offer(config, config.provider or self.provider)
 
+    def offers(self, **fields: Any) -> list[Offer]:
+        """What can be had now, cheapest first.
+
+        Args:
+            **fields: any field of TaskConfig, as `gpu="a100"`; without hardware, everything.
+        """
+        config = as_config(None, fields)
+        return providers.load(config.provider or self.provider).offers(config)
+
     def rerun(self, task: str | Task, **fields: Any) -> Task:
         """Runs a past task again with the same code and config, but for `fields`.
 
@@ -260,9 +269,23 @@ def as_config(command: str | Sequence[str] | TaskConfig | dict[str, Any] | None,
 
 
 def submit_config(
-    config: TaskConfig, provider_name: str, code_root: Path | None, again: store.Record | None = None
+    config: TaskConfig,
+    provider_name: str,
+    code_root: Path | None,
+    again: store.Record | None = None,
+    files: dict[str, bytes] | None = None,
+    without: bytes = b"",
 ) -> Task:
-    """Everything that can be refused is refused before the task exists; the task exists before anything is started."""
+    """Everything that can be refused is refused before the task exists; the task exists before anything is started.
+
+    Args:
+        config: what to run.
+        provider_name: where.
+        code_root: the folder that travels; the current one unless given.
+        again: take the code of this past task instead.
+        files: what lies beside the code in the first rank's folder, by name, before the command starts.
+        without: files of the code whose name ends so stay behind.
+    """
     config = config.frozen_copy()
     offer = choose_offer(config, provider_name)
     private = private_values(config)
@@ -280,17 +303,19 @@ def submit_config(
         price_per_hour_usd=total_price(offer, config),
         instance_type=offer.instance_type,
         note=offer.note,
-        **(same_code(again) if again else code_of(config, code_root or Path.cwd())),
+        **(same_code(again) if again else code_of(config, code_root or Path.cwd(), without)),
     )
-    task = start(record, config, offer, private)
+    task = start(record, config, offer, private, files or {})
     if offer.note:
         sys.stderr.write(f"flow: {offer.note}\n")
     return task
 
 
-def start(record: store.Record, config: TaskConfig, offer: Offer, private: dict[str, Any]) -> Task:
+def start(
+    record: store.Record, config: TaskConfig, offer: Offer, private: dict[str, Any], files: dict[str, bytes]
+) -> Task:
     directory = taskdir.TaskDir(record.task_id)
-    lock_fd = write_down(directory, record, config, private)
+    lock_fd = write_down(directory, record, config, private, files)
     try:
         lease = providers.load(record.provider).launch(
             record.task_id, config, Bootstrap(record, directory, lock_fd, offer)
@@ -302,7 +327,13 @@ def start(record: store.Record, config: TaskConfig, offer: Offer, private: dict[
     return Task(store.Row(record, taskdir.PENDING, tags=tuple(config.tags)))
 
 
-def write_down(directory: taskdir.TaskDir, record: store.Record, config: TaskConfig, private: dict[str, Any]) -> int:
+def write_down(
+    directory: taskdir.TaskDir,
+    record: store.Record,
+    config: TaskConfig,
+    private: dict[str, Any],
+    files: dict[str, bytes],
+) -> int:
     """Makes the task's files and its row; returns its lock. Where that fails, there is no such task."""
     make_home()
     lock_fd = None
@@ -310,6 +341,9 @@ def write_down(directory: taskdir.TaskDir, record: store.Record, config: TaskCon
         lock_fd = directory.make(config.num_instances)
         if any(private.values()):
             write_private(directory.secrets_json, json.dumps(private).encode())
+        for name, data in files.items():
+            (directory.node(0) / name).parent.mkdir(mode=0o700, exist_ok=True)
+            write_private(directory.node(0) / name, data)
         store.save(record)
         return lock_fd
     except (OSError, FlowError) as error:
@@ -391,9 +425,9 @@ def private_values(config: TaskConfig) -> dict[str, Any]:
     return private
 
 
-def code_of(config: TaskConfig, root: Path) -> dict[str, Any]:
+def code_of(config: TaskConfig, root: Path, without: bytes = b"") -> dict[str, Any]:
     """Packs the code; what the record says of it."""
-    packed = pack_code(config, root)
+    packed = pack_code(config, root, without)
     if packed is None:
         return {}
     commit, dirty = git_state(root)
@@ -407,12 +441,12 @@ def code_of(config: TaskConfig, root: Path) -> dict[str, Any]:
     }
 
 
-def pack_code(config: TaskConfig, root: Path | None) -> Bundle | None:
+def pack_code(config: TaskConfig, root: Path | None, without: bytes = b"") -> Bundle | None:
     if not config.upload_code:
         return None
     from flow_sdk import bundle
 
-    return bundle.pack(root or Path.cwd(), make_home() / "bundles")
+    return bundle.pack(root or Path.cwd(), make_home() / "bundles", without=without)
 
 
 def same_code(past: store.Record) -> dict[str, Any]:

@@ -212,7 +212,7 @@ class Task:
         deadline = None if timeout is None else time.monotonic() + timeout
         if not self.is_done:
             ranks = range(self.num_instances)
-            looks = [_Ended(self, rank) for rank in ranks]
+            looks = [Ended(self, rank) for rank in ranks]
             with self._watch(ranks) as watch:
                 # A busy log wakes us as well; only a new status is worth a look at the whole task.
                 while sum(look() for look in looks) < len(looks) or not self.is_done:
@@ -304,7 +304,7 @@ class Task:
                 yield from reader.available()
                 return
             with self._watch(range(node, node + 1)) as watch:
-                yield from logs.follow(reader, _Ended(self, node), watch)
+                yield from logs.follow(reader, Ended(self, node), watch)
         finally:
             reader.close()
 
@@ -423,7 +423,7 @@ class Task:
         return hash(self.task_id)
 
 
-class _Ended:
+class Ended:
     """Whether a rank will write nothing more. The status file is read again only when it was replaced, and the lock is
     tried only now and then, so a busy log costs its followers next to nothing."""
 

@@ -9,5 +9,5 @@ if [[ -f .cache/podman/storage.conf ]] && command -v podman >/dev/null; then
     podman system reset --force >/dev/null 2>&1 || echo "clean: podman could not empty .cache/podman" >&2
   rm -rf "$(sed -n 's/^runroot = "\(.*\)"/\1/p' .cache/podman/storage.conf)"
 fi
-rm -rf .venv .venv-* .cache .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build ./*.egg-info
+rm -rf .venv .venv-* .cache .bench tests/artifacts .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build ./*.egg-info
 find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -101,6 +101,7 @@ catatonit catatonit
 runc runc
 debootstrap debootstrap
 bwrap bubblewrap
+chromium chromium
 s3fs s3fs
 git git
 ssh openssh-client

@@ -35,6 +35,7 @@ IMAGE_PACKAGES = "python3"
 
 PROGRAMS = {
     "bubblewrap": "bwrap",
+    "chromium": "chromium",
     "debootstrap": "debootstrap",
     "gcc": "cc",
     "git": "git",

@@ -21,10 +21,10 @@ PACKAGE = "flow_sdk"
 # From the top down: a module imports from its own row and the rows below it.
 ROWS = [
     {"cli", "__main__"},
-    {"", "client", "task", "functions", "dev", "connect"},
+    {"", "client", "task", "session", "functions", "dev", "connect"},
     {"providers", "keeper"},
     {"transports"},
-    {"runner"},
+    {"runner", "cellhost", "cellkernel"},
     {
         "bundle",
         "config",
@@ -38,6 +38,7 @@ ROWS = [
         "store",
         "taskdir",
         "watch",
+        "words",
         "yaml_file",
     },
 ]

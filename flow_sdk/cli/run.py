@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +12,11 @@ from flow_sdk.cli.app import Usage
 from flow_sdk.client import Flow, as_config, pack_code, private_values, total_price
 from flow_sdk.errors import ValidationError
 from flow_sdk.task import Task
+from flow_sdk.words import command_from_words, fields_from_text
 
 if TYPE_CHECKING:
     from flow_sdk.config import TaskConfig
     from flow_sdk.providers import Offer
-
-INTERPRETERS = {".py": "python", ".sh": "bash"}
-YAML = (".yaml", ".yml")
 
 
 @click.command()
@@ -68,7 +62,7 @@ def run(
     With --json the task is printed as `flow status --json` does, with "note"; with --watch its output as `flow logs
     --json` does, and the task once more at its end. With --dry-run: "config", "offer", "code".
     """
-    what = read_command(command, options["no_upload"]) if command else None
+    what = command_from_words(command, options["no_upload"]) if command else None
     fields = given_fields(options)
     flow = Flow()
     again = flow.get_task(past) if past else None
@@ -105,32 +99,7 @@ def given_fields(options: dict[str, Any]) -> dict[str, Any]:
     for name in ("pip", "ports", "tags"):
         if name in fields:
             fields[name] = list(fields[name])
-    if "env" in fields:
-        fields["env"] = dict(variable(text) for text in fields["env"])
-    if "mounts" in fields:
-        fields["mounts"] = parse_mounts(fields["mounts"])
-    if "volumes" in fields:
-        fields["volumes"] = [volume(text) for text in fields["volumes"]]
-    return fields
-
-
-def variable(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals and name not in os.environ:
-        raise ValidationError(f"The environment variable {name} is not set here.", [f"Write -e {name}=VALUE."])
-    return name, value if equals else os.environ[name]
-
-
-def parse_mounts(texts: Sequence[str]) -> dict[str, str]:
-    from flow_sdk import mounts
-
-    return mounts.parse([t if t.startswith("/") and "=" in t else f"{mounts.DEFAULT_TARGET}={t}" for t in texts])
-
-
-def volume(text: str) -> dict[str, str]:
-    name, colon, path = text.removeprefix("volume://").partition(":")
-    spec = {"volume_id" if name.startswith("vol_") else "name": name}
-    return {**spec, "mount_path": path} if colon else spec
+    return fields_from_text(fields)
 
 
 def startable(fields: dict[str, Any]) -> dict[str, Any]:
@@ -161,42 +130,6 @@ def merged(base: TaskConfig, fields: dict[str, Any]) -> dict[str, Any]:
             f"The values of {', '.join(lost)} were not kept with the task.", [f"Give them again: -e {lost[0]}=VALUE."]
         )
     return changes
-
-
-def read_command(words: tuple[str, ...], no_upload: bool) -> str | list[str] | Path:
-    """A shell line, an argv list, or the path of a YAML file."""
-    word = words[0]
-    if len(words) > 1:
-        interpreter = INTERPRETERS.get(Path(word).suffix) if os.path.isfile(word) else None
-        return [*([interpreter] if interpreter else []), *words]
-    path = Path(word)
-    # Unlike Path.is_file, this is no error for a command too long to be a name.
-    is_file = os.path.isfile(word)
-    if path.suffix.lower() in YAML and (is_file or not any(c.isspace() for c in word)):
-        return path
-    if not is_file and path.suffix in INTERPRETERS and len(word.split()) == 1 and not shutil.which(word):
-        from difflib import get_close_matches
-
-        here = [entry.name for entry in Path.cwd().iterdir()]
-        near = [f"Did you mean {name}?" for name in get_close_matches(word, here, n=2)]
-        raise ValidationError(f"There is no file {word} here.", near or ["Check the name, or cd to its folder."])
-    if not is_file or (os.sep not in word and shutil.which(word)):
-        return word
-    inside = Path(os.path.relpath(path.resolve(), Path.cwd().resolve()))
-    if not no_upload and inside.parts[0] == "..":
-        raise ValidationError(
-            f"{word} is outside of this folder, which is what goes along with the task.",
-            [f"cd {shlex.quote(str(path.resolve().parent))}, and run it from there."],
-        )
-    quoted = shlex.quote(str(path if no_upload else f"./{inside}" if str(inside).startswith("-") else inside))
-    if path.suffix in INTERPRETERS:
-        return f"{INTERPRETERS[path.suffix]} {quoted}"
-    if os.access(path, os.X_OK):
-        return quoted if os.sep in quoted else f"./{quoted}"
-    raise ValidationError(
-        f"Flow cannot tell how to run the file {word}.",
-        [f"Say what runs it: flow run {shlex.quote(f'bash {quoted}')}.", f"Or make it a program: chmod +x {quoted}."],
-    )
 
 
 def announce(task: Task, brief: bool) -> None:

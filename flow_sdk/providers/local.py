@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import errno
 import json
 import os
@@ -42,7 +43,7 @@ class LocalProvider:
     """This machine."""
 
     name = "local"
-    capabilities = frozenset({"image", "mounts", "volumes", "multi-node", "ports"})
+    capabilities = frozenset({"image", "mounts", "volumes", "multi-node", "ports", "this-python"})
 
     def offers(self, config: TaskConfig) -> list[Offer]:
         if config.region not in (None, "local"):
@@ -51,6 +52,9 @@ class LocalProvider:
             )
         refuse_what_is_missing(config)
         wanted = config.hardware
+        if wanted is None and config.command is None:
+            kinds = collections.Counter(str(gpu["name"]) for gpu in machine_gpus())
+            return [Offer("cpu", "local", 0.0, None), *(Offer(kind, "local", 0.0, n) for kind, n in kinds.items())]
         gpus = machine_gpus() if wanted is not None and wanted.gpu else []
         if wanted is None or not wanted.gpu:
             return [Offer("cpu", "local", 0.0, None)]
