@@ -96,9 +96,7 @@ def split_words(line: str) -> Iterator[Word]:
             continue
         word = [] if word is None else word
         if char in "'\"":
-            end = line.find(char, at + 1)
-            if end < 0:
-                raise flow.ValidationError(f"The quote {line[at : at + 20]!r} is not closed.", ["Close every quote."])
+            end = closing_quote(line, at)
             inner = line[at + 1 : end]
             word += [inner] if char == "'" else pieces(inner)
             at = end + 1
@@ -130,6 +128,16 @@ def pieces(text: str) -> Word:
         found.append(Expression(match[1] or text[match.start() + 1 : end - 1]))
         at = end
     return [*found, text[at:]]
+
+
+def closing_quote(text: str, start: int) -> int:
+    """Where the quote that opens at `start` is closed; those within braces of double quotes do not close it."""
+    quote, at = text[start], start + 1
+    while at < len(text) and text[at] != quote:
+        at = closing_brace(text, at) + 1 if quote == '"' and text[at] == "{" else at + 1
+    if at >= len(text):
+        raise flow.ValidationError(f"The quote {text[start : start + 20]!r} is not closed.", ["Close every quote."])
+    return at
 
 
 def closing_brace(text: str, start: int) -> int:

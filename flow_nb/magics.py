@@ -116,10 +116,10 @@ class FlowMagics(Magics):
         parts = variables.send(session, values, self.sent.setdefault(task_id, {}))
         journal = self.journals.setdefault(task_id, session.journal())
         screen = Screen(self.shell)
-        sent = session.execute(numbered(cell), inputs=parts, outputs=outputs, count=self.shell.execution_count)
+        sent = session.execute(numbered(cell), inputs=parts, outputs=outputs, count=cell_number(self.shell))
         panel = self.panels.get(task_id)
-        with session.feed(journal, sent) as feed:
-            reply = follow_cell(session, feed, screen, panel.on_wake if panel else nothing)
+        feed = session.feed(journal, sent)
+        reply = follow_cell(session, feed, screen, panel.on_wake if panel else nothing)
         session.note_shown(sent)
         if panel:
             panel.on_end()
@@ -150,7 +150,7 @@ class FlowMagics(Magics):
                 continue
             if not is_named(session, name):
                 continue
-            differs = differences(config, session.task.config, given)
+            differs = differences(config, session.config, given)
             if not differs:
                 return session
             if name or not set(differs) & set(HARDWARE):
@@ -218,6 +218,8 @@ class FlowMagics(Magics):
         if line.own.get("bg"):
             return task
         reply = self.show_cells(flow.Session(task), "cell")
+        if reply is not None:
+            task.wait()
         if reply is not None and reply["status"] != "ok":
             raise remote_error(reply, hint_for(reply, self.names))
         if outputs and reply is not None:
@@ -231,21 +233,21 @@ class FlowMagics(Magics):
             The cell's reply, where it has come.
         """
         screen = Screen(self.shell)
-        with session.feed(session.journal(from_start=True), cell) as feed:
-            try:
-                while not feed.done:
-                    for event in feed.available():
-                        self.show_event(screen, event, of_one=cell is not None)
-                    if not feed.done:
-                        feed.wait(0.2 if screen.waiting else None)
-                        screen.write_what_fits()
-            except KeyboardInterrupt:
-                screen.end(session.task.task_id)
-                say_it_goes_on(session.task)
-                return None
+        feed = session.feed(session.journal(from_start=True), cell)
+        try:
+            while not feed.done:
+                for event in feed.available():
+                    self.show_event(screen, event, of_one=cell is not None)
+                if not feed.done:
+                    feed.wait(0.2 if screen.waiting else None)
+                    screen.write_what_fits()
+        except KeyboardInterrupt:
             screen.end(session.task.task_id)
-            reply: dict[str, Any] | None = feed.reply
-            return reply
+            say_it_goes_on(session.task)
+            return None
+        screen.end(session.task.task_id)
+        reply: dict[str, Any] | None = feed.reply
+        return reply
 
     def show_event(self, screen: Screen, event: dict[str, Any], of_one: bool) -> None:
         if of_one:
@@ -356,22 +358,20 @@ class FlowMagics(Magics):
         screen = Screen(self.shell)
         cells = [cell["id"] for cell in session.cells()]
         open_cells = set(cells)
-        with session.feed(session.journal(from_start=True)) as feed:
-            try:
-                while open_cells and not feed.done:
-                    for event in feed.available():
-                        self.show_event(screen, event, of_one=False)
-                        if event["type"] == "execute_reply":
-                            open_cells.discard(event["cell"])
-                            session.note_shown(event["cell"])
-                    if open_cells and not feed.done:
-                        feed.wait(0.2 if screen.waiting else None)
-                        screen.write_what_fits()
-            except KeyboardInterrupt:
-                name = session.task.name
-                sys.stderr.write(
-                    f"\nThe cell goes on. %flow interrupt {name} interrupts it, %flow stop {name} ends all.\n"
-                )
+        feed = session.feed(session.journal(from_start=True))
+        try:
+            while open_cells and not feed.done:
+                for event in feed.available():
+                    self.show_event(screen, event, of_one=False)
+                    if event["type"] == "execute_reply":
+                        open_cells.discard(event["cell"])
+                        session.note_shown(event["cell"])
+                if open_cells and not feed.done:
+                    feed.wait(0.2 if screen.waiting else None)
+                    screen.write_what_fits()
+        except KeyboardInterrupt:
+            name = session.task.name
+            sys.stderr.write(f"\nThe cell goes on. %flow interrupt {name} interrupts it.\n")
         screen.end(session.task.task_id)
 
     def replay_missed(self, session: flow.Session) -> None:
@@ -513,6 +513,12 @@ def differences(wanted: flow.TaskConfig, there: flow.TaskConfig, given: set[str]
         if not fits:
             found.append(field)
     return found
+
+
+def cell_number(shell: InteractiveShell) -> int:
+    """The running cell's; its shell's counter is one ahead in IPython 9 and not in 8."""
+    history: Any = shell.history_manager
+    return len(history.input_hist_raw) - 1
 
 
 def numbered(cell: str) -> str:

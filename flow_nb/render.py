@@ -38,6 +38,7 @@ class Screen:
         self.waiting: deque[tuple[str, str]] = deque()
         self.waiting_chars = 0
         self.left_out = 0
+        self.unflushed = False
 
     def show(self, event: Event) -> None:
         kind, content = event["type"], event["content"]
@@ -62,7 +63,7 @@ class Screen:
 
     def stream(self, name: str, text: str) -> None:
         if not self.limited:
-            write(name, text)
+            self.write(name, text)
             return
         self.waiting.append((name, text))
         self.waiting_chars += len(text)
@@ -75,7 +76,7 @@ class Screen:
         while self.waiting and self.room >= 1:
             name, text = self.waiting.popleft()
             part, rest = text[: int(self.room)], text[int(self.room) :]
-            write(name, part)
+            self.write(name, part)
             self.room -= len(part)
             self.waiting_chars -= len(part)
             if rest:
@@ -93,22 +94,28 @@ class Screen:
         """Shows what a flood had to wait for, with a word on what is missing before it."""
         if self.left_out:
             said = f"{self.left_out:,} characters are left out here; `%flow logs {log_of}` has all that was printed"
-            write("stderr", f"\n… {said} …\n")
+            self.write("stderr", f"\n… {said} …\n")
         for name, text in self.waiting:
-            write(name, text)
+            self.write(name, text)
         self.waiting.clear()
         self.waiting_chars = self.left_out = 0
         self.flush_streams()
 
+    def write(self, name: str, text: str) -> None:
+        (sys.stderr if name == "stderr" else sys.stdout).write(text)
+        self.unflushed = True
+
     def flush_streams(self) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        if self.unflushed:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            self.unflushed = False
 
     def result(self, content: dict[str, Any]) -> None:
         """As the cell's `Out`, where the shell is a kernel; in a terminal as its text."""
         self.flush_streams()
         if self.kernel is None:
-            write("stdout", content["data"].get("text/plain", "") + "\n")
+            self.write("stdout", content["data"].get("text/plain", "") + "\n")
             return
         count = self.shell.execution_count
         self.send("execute_result", {**content, "execution_count": count}, {})
@@ -118,7 +125,7 @@ class Screen:
         self.flush_streams()
         lines = content.get("traceback") or [f"{content.get('ename')}: {content.get('evalue')}"]
         if self.kernel is None:
-            write("stderr", "\n".join(lines) + "\n")
+            self.write("stderr", "\n".join(lines) + "\n")
             return
         self.send("error", {**content, "traceback": lines}, {})
 
@@ -136,10 +143,6 @@ class Screen:
             ident=self.kernel.topic(kind) if hasattr(self.kernel, "topic") else None,
             buffers=buffers,
         )
-
-
-def write(name: str, text: str) -> None:
-    (sys.stderr if name == "stderr" else sys.stdout).write(text)
 
 
 class RemoteError(Exception):

@@ -27,7 +27,13 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flow_sdk import cellkernel
+else:
+    # It lies beside this file, which runs by itself.
+    import cellkernel
 
 IDLE_S = 1800.0
 START_TIMEOUT_S = 120.0
@@ -46,6 +52,7 @@ OUTPUTS = ("display_data", "update_display_data", "execute_result", "error", "cl
 COMMS = ("comm_open", "comm_msg", "comm_close")
 IN_MODIFY, IN_CLOSE_WRITE = 0x2, 0x8
 KERNEL_END_S = 5.0
+SIGTERM_WAIT_S = 0.3
 
 
 class Pipe:
@@ -317,12 +324,19 @@ class Requests:
 
 
 class Kernel:
-    """The ipykernel process, and a client to it."""
+    """The ipykernel process, and a client to it.
 
-    def __init__(self, folder: str) -> None:
+    Args:
+        folder: the rank's folder.
+        printed: bytes of each stream that former kernels printed.
+    """
+
+    def __init__(self, folder: str, printed: dict[str, int]) -> None:
         # Sockets in the file system, so that nobody else on the machine can connect; not in the task's folder, whose
         # path may be longer than the 107 bytes that a socket's may have.
         self.folder = tempfile.mkdtemp(prefix="flow-")
+        for name, start in printed.items():
+            cellkernel.make_ring(os.path.join(self.folder, name), start)
         self.log_path = os.path.join(folder, "kernel.log")
         connection = os.path.join(self.folder, "kernel.json")
         ports = {f"{name}_port": n for n, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)}
@@ -330,6 +344,8 @@ class Kernel:
         with open(os.open(connection, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump({**ports, **where, "key": os.urandom(16).hex(), "kernel_name": ""}, file)
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", connection, "--HistoryManager.hist_file=:memory:"]
+        # For readers that do not wait for a cell's "idle".
+        argv.append("--IPythonKernel._execute_sleep=0")
         with open(os.open(self.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as log:
             self.process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
@@ -352,7 +368,7 @@ class Kernel:
         self.client.context = self.context
         self.client.start_channels(hb=False, stdin=False, control=False)
         setup = f"import sys; sys.path.insert(0, {code!r}); import cellkernel; sys.path.remove({code!r}); "
-        self.setup_code = setup + f"cellkernel.install(get_ipython(), {folder!r}); del sys, cellkernel"
+        self.setup_code = setup + f"cellkernel.install(get_ipython(), {folder!r}, {self.folder!r}); del sys, cellkernel"
         self.wait_until_ready()
 
     def wait_until_ready(self) -> None:
@@ -474,7 +490,7 @@ class Host:
 
     def start_kernel(self) -> None:
         try:
-            self.kernel = Kernel(self.folder)
+            self.kernel = Kernel(self.folder, {name: pipe.written for name, pipe in self.journal.streams.items()})
         except KernelFailed as error:
             raise SystemExit(f"flow: the kernel could not be started: {error}") from None
         zmq, client = self.kernel.zmq, self.kernel.client
@@ -488,7 +504,8 @@ class Host:
         """What readers want to know of the session itself."""
         self.journal.begin("")
         version = "{}.{}.{}".format(*sys.version_info)
-        self.journal.add("session", {"python": version, "idle_s": self.idle_s, "idle_at": time.time() + self.idle_s})
+        idle = {"idle_s": self.idle_s, "idle_at": time.time() + self.idle_s}
+        self.journal.add("session", {"python": version, **idle, "tails": self.kernel.folder})
 
     def step(self) -> None:
         due_s = self.journal.due_s()
@@ -610,9 +627,17 @@ class Host:
     def look_at_kernel(self) -> None:
         if self.kernel.process.poll() is None:
             return
+        # Whoever ends the task signals all of its processes, and this one may be the last to hear of it.
+        select.select([], [], [], SIGTERM_WAIT_S)
+        if self.end_reason is not None:
+            return
         # What it said before it ended is still in the socket.
         while self.kernel.client.iopub_channel.socket.poll(100):
             self.on_iopub(self.kernel.client.iopub_channel.get_msg(timeout=0))
+        for name, pipe in self.journal.streams.items():
+            unsent = cellkernel.after(os.path.join(self.kernel.folder, name), pipe.written)
+            if unsent:
+                self.journal.stream(name, unsent.decode(errors="replace"))
         how = self.kernel.how_it_ended().removeprefix("it ")
         self.restart(f"the kernel on the machine {how}; its variables are gone, and a new one is there")
 

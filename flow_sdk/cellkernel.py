@@ -9,23 +9,36 @@ import hashlib
 import mmap
 import os
 import pickle
+import struct
 import sys
-from typing import Any
+import threading
+from typing import Any, Callable
 
 # More does not fit in a core's cache, and takes several times as long.
 COPY_BYTES = 1 << 18
 FLUSH_S = 0.05
+MARK = "\0"
+DRAIN_S = 1.0
+TAILS = ("stdout", "stderr")
+RING_BYTES = 1 << 20
+COUNT = struct.Struct("<Q")
 
 shell: Any = None
 folder = ""
 # Name of an object's parts, as they were saved last under a variable's name.
 saved: dict[str, list[str]] = {}
+drains: list[Callable[[], None]] = []
+rings: dict[str, Ring] = {}
 
 
-def install(ipython: Any, node_folder: str) -> None:
+def install(ipython: Any, node_folder: str, tails: str) -> None:
     global shell, folder
     shell, folder = ipython, os.path.join(node_folder, "objects")
-    shell.events.register("pre_run_cell", take_count)
+    for name in TAILS:
+        rings[name] = Ring(os.path.join(tails, name))
+    # The first thing that the kernel does with a cell, and before it is numbered.
+    shell.input_transformers_cleanup.append(take_count)
+    shell.events.register("post_run_cell", drain)
     # Of a kernel that is killed, nothing is lost but what it printed in its last moment.
     for stream in (sys.stdout, sys.stderr):
         setattr(stream, "flush_interval", FLUSH_S)  # noqa: B010
@@ -33,12 +46,112 @@ def install(ipython: Any, node_folder: str) -> None:
     shell.set_custom_exc((NoInput,), show_no_input)
 
 
-def take_count(info: Any) -> None:
+def take_count(lines: list[str]) -> list[str]:
     """Tracebacks say `Cell In[7]` where the notebook does."""
     parent = shell.kernel.get_parent("shell")
     count = (parent.get("metadata") or {}).get("flow_execution_count")
     if count:
         shell.execution_count = count
+    if not drains:
+        # Not earlier: within a cell, IPython has a `write` of its own on the streams, and puts back the former one.
+        drains.extend(kept(stream, fd, rings[name]) for name, stream, fd in streams())
+    return lines
+
+
+def drain(result: Any) -> None:
+    for wait in drains:
+        wait()
+
+
+def streams() -> list[tuple[str, Any, int]]:
+    return [("stdout", sys.stdout, 1), ("stderr", sys.stderr, 2)]
+
+
+def kept(stream: Any, fd: int, ring: Ring) -> Callable[[], None]:
+    """Keeps the end of what is written to the stream in the ring.
+
+    Returns:
+        A function that returns when all that programs and C code wrote to `fd` is in the stream: ipykernel brings it
+        there in a thread of its own, which may be late for the end of the cell.
+    """
+    thread = getattr(stream, "watch_fd_thread", None)
+    write, pipe, came = stream.write, os.fstat(fd).st_ino, threading.Event()
+
+    def write_and_keep(text: str) -> Any:
+        is_mark = isinstance(text, str) and MARK in text and threading.current_thread() is thread
+        text = text.replace(MARK, "") if is_mark else text
+        if isinstance(text, str):
+            ring.add(text.encode(errors="replace"))
+        written = write(text)
+        if is_mark:
+            came.set()
+        return written
+
+    def wait() -> None:
+        # Not into a file that the user has put in the pipe's place.
+        if thread is not None and os.fstat(fd).st_ino == pipe:
+            came.clear()
+            os.write(fd, MARK.encode())
+            came.wait(DRAIN_S)
+
+    stream.write = write_and_keep
+    return wait
+
+
+class Ring:
+    """The last bytes of a stream, in memory that outlives the process: a kernel that is killed has printed what it had
+    not sent yet. 8 bytes count all that was ever written; the rest is a ring.
+
+    Args:
+        path: a file that the cell host has made; where it could not, nothing is kept.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.lock = threading.Lock()
+        self.memory: mmap.mmap | None = None
+        if os.path.exists(path):
+            with open(path, "r+b") as file:
+                self.memory = mmap.mmap(file.fileno(), 0)
+
+    def add(self, data: bytes) -> None:
+        if self.memory is None:
+            return
+        with self.lock:
+            (total,) = COUNT.unpack_from(self.memory)
+            ring_bytes = len(self.memory) - COUNT.size
+            end = total + len(data)
+            data = data[-ring_bytes:]
+            at = (end - len(data)) % ring_bytes
+            first = data[: ring_bytes - at]
+            self.memory[COUNT.size + at : COUNT.size + at + len(first)] = first
+            self.memory[COUNT.size : COUNT.size + len(data) - len(first)] = data[len(first) :]
+            COUNT.pack_into(self.memory, 0, end)
+
+
+def make_ring(path: str, start: int) -> None:
+    """A ring whose stream has `start` bytes already; none where there is no room for it."""
+    with open(path, "w+b") as file:
+        try:
+            # All of it now: a page for which there is no room later would end the kernel.
+            os.posix_fallocate(file.fileno(), 0, COUNT.size + RING_BYTES)
+        except OSError:
+            os.unlink(path)
+            return
+        file.write(COUNT.pack(start))
+
+
+def after(path: str, received: int) -> bytes:
+    """What a ring has after so many bytes of its stream; as far as it goes back."""
+    try:
+        with open(path, "rb") as file:
+            found = file.read()
+    except FileNotFoundError:
+        return b""
+    (total,) = COUNT.unpack_from(found)
+    ring = found[COUNT.size :]
+    size = min(max(0, total - received), len(ring), total)
+    at = (total - size) % len(ring)
+    return (ring[at:] + ring[:at])[:size]
 
 
 class NoInput(RuntimeError):

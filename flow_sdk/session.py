@@ -7,6 +7,7 @@ nothing.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -28,12 +29,19 @@ if TYPE_CHECKING:
 Event = dict[str, Any]
 TAG = "flow-session"
 CELLS_TAG = "flow-cells"
-NEEDS = ("ipykernel>=6.17", "cloudpickle>=3.0")
+NEEDS = ("ipykernel", "cloudpickle")
 HOST_FILES = ("cellhost.py", "cellkernel.py")
-COMMAND = ("python", "$FLOW_NODE_DIR/cellhost.py", "$FLOW_NODE_DIR")
+COMMAND = ("python3", "$FLOW_NODE_DIR/cellhost.py", "$FLOW_NODE_DIR")
+COMMAND_IN_IMAGE = f"""\
+python3 -c 'import {", ".join(NEEDS)}' 2>/dev/null || python3 -m pip install --quiet {" ".join(NEEDS)} >&2 || exit 1
+exec python3 "$FLOW_NODE_DIR/cellhost.py" "$FLOW_NODE_DIR" \
+"""
 NOTEBOOKS = b".ipynb"
 """Notebooks are no code of the session: an editor saves them all the time."""
+STOPPED = "stopped"
+"""What the host says of an end that others know more about."""
 LOST_LOG_BYTES = 1 << 20
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Cell(NamedTuple):
@@ -55,6 +63,9 @@ class Session:
 
     Args:
         task: the session's task.
+
+    Attributes:
+        config: what was submitted.
     """
 
     def __init__(self, task: Task) -> None:
@@ -62,7 +73,8 @@ class Session:
         self._directory = taskdir.TaskDir(task.task_id)
         self._folder = self._directory.node(0)
         self._ended = Ended(task, 0)
-        self._sent: dict[str, list[str]] = {}
+        self._watch: Watch | None = None
+        self.config = task.config
 
     @classmethod
     def start(
@@ -122,9 +134,9 @@ class Session:
     @property
     def end_reason(self) -> str:
         """Why it has ended, in a person's words."""
-        last = Journal(self._folder).last("session_ended")
+        said = (Journal(self._folder).last("session_ended") or {}).get("reason")
         task = self.task
-        return str((last or {}).get("reason") or task.reason or task.status)
+        return str(said if said and said != STOPPED else task.reason or task.status).rstrip(".")
 
     def execute(
         self,
@@ -174,7 +186,7 @@ class Session:
         Raises:
             ValidationError, UploadTooLargeError: it cannot be sent.
         """
-        packed = pack_code(self.task.config, Path(root or Path.cwd()), NOTEBOOKS)
+        packed = pack_code(self.config, Path(root or Path.cwd()), NOTEBOOKS)
         if packed is None:
             return False
         note = self._directory.path / "code.json"
@@ -228,7 +240,9 @@ class Session:
             journal: opened before the cell was sent, so that nothing of it is missed.
             cell: as `execute` gave it; all cells unless given.
         """
-        return Feed(self._folder, journal, self._ended, cell, self)
+        if self._watch is None:
+            self._watch = Watch([self._folder])
+        return Feed(self._folder, journal, self._ended, cell, self, self._watch)
 
     def cells(self) -> list[dict[str, Any]]:
         """The cells that were sent so far, in order, as {id, code, count}."""
@@ -241,8 +255,13 @@ class Session:
 
     def note_shown(self, cell: str) -> None:
         """Notes that a notebook has shown the cell to its end."""
-        with (self._directory.path / "shown").open("a") as file:
-            file.write(cell + "\n")
+        try:
+            with (self._directory.path / "shown").open("a") as file:
+                file.write(cell + "\n")
+        except OSError as error:
+            # On a full disk it is shown once more instead, after the next start of the notebook.
+            if error.errno not in DISK_FULL:
+                raise
 
     def unshown(self) -> list[str]:
         """Ids of the cells that no notebook has shown to their end, in order."""
@@ -271,13 +290,15 @@ class Feed:
         reply: the content of the cell's `execute_reply`, once it is there.
     """
 
-    def __init__(self, folder: Path, journal: Journal, ended: Ended, cell: str | None, session: Session) -> None:
+    def __init__(
+        self, folder: Path, journal: Journal, ended: Ended, cell: str | None, session: Session, watch: Watch
+    ) -> None:
         self._folder = folder
         self._journal = journal
         self._ended = ended
         self._cell = cell
         self._session = session
-        self._watch = Watch([folder])
+        self._watch = watch
         self.done = False
         self.reply: dict[str, Any] | None = None
 
@@ -308,22 +329,17 @@ class Feed:
                 continue
             with path.open("rb") as file:
                 file.seek(max(start, path.stat().st_size - LOST_LOG_BYTES))
-                text = file.read().decode(errors="replace")
+                data = file.read()
+                # Where the node is this machine: what the kernel had not even sent.
+                tails = (self._journal.last("session") or {}).get("tails", "")
+                data += cellkernel.after(os.path.join(tails, name), file.tell())
+            text = data.decode(errors="replace")
             if text:
                 yield {"seq": 0, "cell": self._cell, "type": "stream", "content": {"name": name, "text": text}}
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Returns when there may be something new, or when the time is up; at the latest after a second."""
         self._watch.wait(logs.LOOK_AGAIN_S if timeout_s is None else timeout_s)
-
-    def close(self) -> None:
-        self._watch.close()
-
-    def __enter__(self) -> Feed:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Journal:
@@ -440,19 +456,22 @@ def submit_host(
     config: TaskConfig, options: Sequence[str], code_root: str | Path | None, files: dict[str, bytes]
 ) -> Task:
     provider = config.provider or Flow().provider
-    packages = [*config.pip, *missing_packages(config, provider)]
-    config = config.replace(command=[*COMMAND, *options], pip=packages)
+    if config.image:
+        config = config.replace(command=COMMAND_IN_IMAGE + " ".join(options))
+    else:
+        packages = [*config.pip, *missing_packages(provider)]
+        config = config.replace(command=[*COMMAND, *options], pip=packages)
     here = Path(__file__).parent
     files = {**{name: (here / name).read_bytes() for name in HOST_FILES}, **files}
     root = Path(code_root) if code_root else None
     return submit_config(config, provider, root, files=files, without=NOTEBOOKS)
 
 
-def missing_packages(config: TaskConfig, provider: str) -> list[str]:
+def missing_packages(provider: str) -> list[str]:
     """What the cell host needs and the Python that will run it lacks, as far as that can be known from here."""
-    if config.image or "this-python" not in providers.load(provider).capabilities:
+    if "this-python" not in providers.load(provider).capabilities:
         return list(NEEDS)
-    return [need for need in NEEDS if importlib.util.find_spec(need.partition(">")[0]) is None]
+    return [need for need in NEEDS if importlib.util.find_spec(need) is None]
 
 
 def request(
@@ -477,7 +496,7 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
         written = os.write(fd, data)
         if written < len(data):
             os.ftruncate(fd, end)
-            raise OSError(28, os.strerror(28))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(fd)
 

@@ -250,6 +250,8 @@ class Notebook:
             connection_file=str(self._private / "connection.json"),
         )
         env = {**(os.environ if environ is None else environ), "IPYTHONDIR": str(self._private / "ipython")}
+        # With it, ipykernel leaves what programs print to pytest.
+        env.pop("PYTEST_CURRENT_TEST", None)
         self._manager.start_kernel(cwd=str(folder), env=env)
         try:
             self._connect()
