@@ -3,14 +3,18 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 PYTHON := .venv/bin/python
 
-.PHONY: help demo test lint bench clean setup
+.PHONY: help demo lab test lint bench clean setup
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
 
-demo: ## set everything up, then train a small network with `flow run` and show its result
+demo: ## set everything up, then train a small network with `flow run` and execute the quickstart notebook
 	@scripts/setup.sh demo
 	@scripts/demo.sh
+
+lab: ## set everything up, then open the quickstart notebook in JupyterLab; PORT=… and ARGS=… are passed on
+	@scripts/setup.sh lab
+	@scripts/lab.sh $(if $(PORT),--port=$(PORT)) $(ARGS)
 
 test: ## set everything up, then run lint and all tests
 	@scripts/setup.sh dev system

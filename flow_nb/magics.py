@@ -72,7 +72,7 @@ class FlowMagics(Magics):
             %flow run train.py gpu=a100:4      submit a file, a "command line" or a notebook.ipynb
             %flow attach [TASK]                show again what a task or session showed, and what comes
             %flow status [TASK]                tasks;  %flow info TASK  one of them
-            %flow logs TASK                    its output
+            %flow logs TASK                    its output so far
             %flow cancel TASK                  end it
             %flow sessions                     the sessions of this notebook
             %flow stop [NAME]                  end a session, or all of this notebook
@@ -114,7 +114,9 @@ class FlowMagics(Magics):
         task_id = session.task.task_id
         session.send_code()
         parts = variables.send(session, values, self.sent.setdefault(task_id, {}))
-        journal = self.journals.setdefault(task_id, session.journal())
+        if task_id not in self.journals:
+            self.journals[task_id] = session.journal()
+        journal = self.journals[task_id]
         screen = Screen(self.shell)
         sent = session.execute(numbered(cell), inputs=parts, outputs=outputs, count=cell_number(self.shell))
         panel = self.panels.get(task_id)
@@ -145,7 +147,7 @@ class FlowMagics(Magics):
     def fitting(self, name: str | None, config: flow.TaskConfig, given: set[str]) -> flow.Session | None:
         for session in list(self.sessions):
             if not session.is_live:
-                self.sessions.remove(session)
+                self.forget(session)
                 sys.stderr.write(f"flow: the session {session.task.name} has ended: {session.end_reason}.\n")
                 continue
             if not is_named(session, name):
@@ -162,6 +164,13 @@ class FlowMagics(Magics):
                     ],
                 )
         return None
+
+    def forget(self, session: flow.Session) -> None:
+        """Lets go of a session that has ended."""
+        task_id = session.task.task_id
+        self.sessions = [one for one in self.sessions if one.task.task_id != task_id]
+        for kept in (self.journals, self.sent, self.panels):
+            kept.pop(task_id, None)
 
     def start(self, config: flow.TaskConfig, name: str | None, line: Line) -> flow.Session:
         idle_s = duration_s(line.own["idle"]) if "idle" in line.own else IDLE_S
@@ -397,7 +406,13 @@ class FlowMagics(Magics):
         return task_table(flow.list_tasks(limit=NEWEST))
 
     def do_logs(self, line: Line) -> None:
-        self.follow(self.task(line))
+        """A task's output so far."""
+        task = self.task(line)
+        screen = Screen(self.shell)
+        for number, data in task.log_chunks():
+            text = data.decode(errors="replace")
+            screen.show({"type": "stream", "content": {"name": "stderr" if number == 2 else "stdout", "text": text}})
+        screen.end(task.task_id)
 
     def do_info(self, line: Line) -> Any:
         from flow_nb.displays import task_details
@@ -433,6 +448,7 @@ class FlowMagics(Magics):
         for session in self.chosen(line.words):
             session.stop()
             session.task.wait()
+            self.forget(session)
             print(f"{session.task.name} has ended.")
 
     def do_interrupt(self, line: Line) -> None:

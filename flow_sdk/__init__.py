@@ -32,6 +32,7 @@ _HOMES = {
         "upload_code",
     ),
     "flow_sdk.config": ("TaskConfig", "VolumeSpec"),
+    "flow_sdk.hardware": ("GPUS", "SIZES"),
     "flow_sdk.providers": ("Instance", "Offer", "Volume"),
     "flow_sdk.session": ("Cell", "Session", "submit_cells"),
     "flow_sdk.task": ("Task",),
@@ -103,6 +104,7 @@ if TYPE_CHECKING:
         ValidationError as ValidationError,
         WaitTimeoutError as WaitTimeoutError,
     )
+    from flow_sdk.hardware import GPUS as GPUS, SIZES as SIZES
     from flow_sdk.providers import Instance as Instance, Offer as Offer, Volume as Volume
     from flow_sdk.session import Cell as Cell, Session as Session, submit_cells as submit_cells
     from flow_sdk.task import Task as Task

@@ -292,6 +292,19 @@ def cut_and_count(fd: int) -> int:
     return int(json.loads(lines[-2])["seq"]) if len(lines) > 1 else 0
 
 
+def cells_in(path: str) -> tuple[set[str], set[str]]:
+    """Ids of the cells that a journal shows begun but not answered, and of those it shows answered."""
+    begun, done = set(), set()
+    with open(path, "rb") as file:
+        for line in file:
+            event = json.loads(line)
+            if event["type"] == "execute_reply":
+                done.add(event["cell"])
+            elif event["cell"]:
+                begun.add(event["cell"])
+    return begun - done, done
+
+
 class Requests:
     """New lines of requests.jsonl, and a descriptor that wakes when there may be some."""
 
@@ -341,8 +354,9 @@ class Kernel:
         connection = os.path.join(self.folder, "kernel.json")
         ports = {f"{name}_port": n for n, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)}
         where = {"transport": "ipc", "ip": os.path.join(self.folder, "k"), "signature_scheme": "hmac-sha256"}
+        key = os.urandom(16).hex()
         with open(os.open(connection, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump({**ports, **where, "key": os.urandom(16).hex(), "kernel_name": ""}, file)
+            json.dump({**ports, **where, "key": key, "kernel_name": ""}, file)
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", connection, "--HistoryManager.hist_file=:memory:"]
         # For readers that do not wait for a cell's "idle".
         argv.append("--IPythonKernel._execute_sleep=0")
@@ -351,22 +365,24 @@ class Kernel:
                 argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
             )
         self.pidfd = os.pidfd_open(self.process.pid) if hasattr(os, "pidfd_open") else -1
-        self.connect(connection, os.path.dirname(os.path.abspath(__file__)), folder)
+        self.connect(key, os.path.dirname(os.path.abspath(__file__)), folder)
 
-    def connect(self, connection: str, code: str, folder: str) -> None:
+    def connect(self, key: str, code: str, folder: str) -> None:
         # Loaded while the kernel starts, which takes longer.
         import zmq
-        from jupyter_client.blocking.client import BlockingKernelClient
+        from jupyter_client.session import Session
 
         self.zmq = zmq
-        self.client = BlockingKernelClient(connection_file=connection)
-        self.client.load_connection_file()
+        self.session = Session(key=key.encode(), signature_scheme="hmac-sha256")
         self.context = zmq.Context()
         # A kernel that prints faster than we write must not find the queue full: it would throw messages away.
         self.context.setsockopt(zmq.RCVHWM, 0)
         self.context.setsockopt(zmq.RECONNECT_IVL, 5)
-        self.client.context = self.context
-        self.client.start_channels(hb=False, stdin=False, control=False)
+        self.context.setsockopt(zmq.LINGER, 0)
+        self.shell, self.iopub = self.context.socket(zmq.DEALER), self.context.socket(zmq.SUB)
+        self.iopub.setsockopt(zmq.SUBSCRIBE, b"")
+        self.shell.connect(f"ipc://{self.folder}/k-1")
+        self.iopub.connect(f"ipc://{self.folder}/k-2")
         setup = f"import sys; sys.path.insert(0, {code!r}); import cellkernel; sys.path.remove({code!r}); "
         self.setup_code = setup + f"cellkernel.install(get_ipython(), {folder!r}, {self.folder!r}); del sys, cellkernel"
         self.wait_until_ready()
@@ -378,21 +394,17 @@ class Kernel:
         asked = {setup}
         heard = answered = False
         while not (heard and answered):
-            for channel in (self.client.iopub_channel, self.client.shell_channel):
-                while channel.socket.poll(2 if not heard else 10):
-                    message = channel.get_msg(timeout=0)
-                    parent = message["parent_header"].get("msg_id")
-                    heard = heard or (channel is self.client.iopub_channel and parent in asked)
-                    if parent == setup and message["msg_type"] == "execute_reply":
-                        answered = True
-                        if message["content"]["status"] != "ok":
-                            raise KernelFailed(f"it cannot be set up: {message['content'].get('evalue')}")
-                    if heard and answered:
-                        break
+            message = self.receive(self.iopub, 2 if not heard else 0)
+            heard = heard or (message is not None and message["parent_header"].get("msg_id") in asked)
+            message = self.receive(self.shell, 10)
+            if message is not None and message["parent_header"].get("msg_id") == setup:
+                answered = True
+                if message["content"]["status"] != "ok":
+                    raise KernelFailed(f"it cannot be set up: {message['content'].get('evalue')}")
             if answered and not heard:
-                asked.add(self.client.kernel_info())
+                asked.add(self.send("kernel_info_request", {}))
             if self.process.poll() is not None:
-                raise KernelFailed(self.how_it_ended())
+                raise KernelFailed(f"it {self.how_it_ended()}")
             if time.monotonic() > deadline:
                 raise KernelFailed(f"it did not answer within {START_TIMEOUT_S:g} s")
 
@@ -411,9 +423,19 @@ class Kernel:
             "allow_stdin": False,
             "stop_on_error": False,
         }
-        message = self.client.session.msg("execute_request", content, metadata=metadata)
-        self.client.shell_channel.send(message)
+        return self.send("execute_request", content, metadata)
+
+    def send(self, kind: str, content: dict[str, Any], metadata: dict[str, Any] | None = None) -> str:
+        message = self.session.msg(kind, content, metadata=metadata)
+        self.session.send(self.shell, message)
         return str(message["header"]["msg_id"])
+
+    def receive(self, socket: Any, wait_ms: int = 0) -> dict[str, Any] | None:
+        """The next message of a socket; None where none comes in time."""
+        if wait_ms:
+            socket.poll(wait_ms)
+        message: dict[str, Any] | None = self.session.recv(socket)[1]
+        return message
 
     def interrupt(self) -> None:
         if self.process.poll() is None:
@@ -426,7 +448,7 @@ class Kernel:
         with open(self.log_path, "rb") as log:
             log.seek(max(0, os.fstat(log.fileno()).st_size - 2000))
             last = log.read().decode(errors="replace").strip().splitlines()
-        return f"it ended {how}{memory}" + (f"; its last words: {last[-1]}" if last and code >= 0 else "")
+        return f"ended {how}{memory}" + (f"; its last words: {last[-1]}" if last and code >= 0 else "")
 
     def close(self) -> None:
         """Ends the kernel and what it started."""
@@ -439,7 +461,6 @@ class Kernel:
         self.process.wait()
         if self.pidfd >= 0:
             os.close(self.pidfd)
-        self.client.stop_channels()
         self.context.destroy(linger=0)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -474,7 +495,10 @@ class Host:
 
     def run(self) -> int:
         signal.signal(signal.SIGTERM, self.on_sigterm)
+        before = self.journal.seq
         self.start_kernel()
+        if before:
+            self.resume()
         try:
             while self.end_reason is None:
                 self.step()
@@ -485,6 +509,26 @@ class Host:
         self.journal.add("session_ended", {"reason": self.end_reason})
         return self.exit_code
 
+    def resume(self) -> None:
+        """Goes on where a former host of this session was killed, or its machine was taken away: what it had answered
+        is done, what it had begun is lost, and the rest runs now."""
+        begun, done = cells_in(os.path.join(self.folder, "events.jsonl"))
+        why = "the session was started again; its variables are gone"
+        self.journal.begin("")
+        self.journal.add("kernel_restarted", {"reason": why})
+        waiting: list[dict[str, Any]] = []
+        for request in self.requests.read():
+            if request["do"] == "keep":
+                self.idle_s = float(request["idle_s"])
+            elif request["do"] == "code":
+                waiting = [*(one for one in waiting if one["do"] != "code"), {**request, "before": []}]
+            elif request["do"] == "execute" and request["id"] in begun:
+                self.refuse(request, "KernelDied", why)
+            elif request["do"] == "execute" and request["id"] not in done:
+                waiting.append(request)
+        self.queue.extend(waiting)
+        self.next_request()
+
     def on_sigterm(self, *_: object) -> None:
         self.end_reason = "stopped"
 
@@ -493,9 +537,9 @@ class Host:
             self.kernel = Kernel(self.folder, {name: pipe.written for name, pipe in self.journal.streams.items()})
         except KernelFailed as error:
             raise SystemExit(f"flow: the kernel could not be started: {error}") from None
-        zmq, client = self.kernel.zmq, self.kernel.client
+        zmq = self.kernel.zmq
         self.poller = zmq.Poller()
-        for socket in (client.iopub_channel.socket, client.shell_channel.socket, self.requests.fd, self.kernel.pidfd):
+        for socket in (self.kernel.iopub, self.kernel.shell, self.requests.fd, self.kernel.pidfd):
             if socket != -1:
                 self.poller.register(socket, zmq.POLLIN)
         self.announce()
@@ -513,8 +557,8 @@ class Host:
         ready = dict(self.poller.poll(max(0, wait_s * 1000)))
         for request in self.requests.read():
             self.take(request)
-        self.drain(self.kernel.client.iopub_channel, self.on_iopub)
-        self.drain(self.kernel.client.shell_channel, self.on_reply)
+        self.drain(self.kernel.iopub, self.on_iopub)
+        self.drain(self.kernel.shell, self.on_reply)
         if self.journal.due_s() == 0.0:
             self.journal.flush()
         if self.kernel.pidfd in ready or (self.kernel.pidfd < 0 and not ready):
@@ -526,10 +570,13 @@ class Host:
         elif time.monotonic() - self.active_at > self.idle_s:
             self.end_reason = f"nothing ran in it for {minutes(self.idle_s)}"
 
-    def drain(self, channel: Any, take: Callable[[dict[str, Any]], None]) -> None:
+    def drain(self, socket: Any, take: Callable[[dict[str, Any]], None]) -> None:
         deadline = time.monotonic() + FLUSH_S
-        while channel.socket.poll(0) and time.monotonic() < deadline:
-            take(channel.get_msg(timeout=0))
+        while time.monotonic() < deadline:
+            message = self.kernel.receive(socket)
+            if message is None:
+                return
+            take(message)
 
     def take(self, request: dict[str, Any]) -> None:
         do = request.get("do")
@@ -632,13 +679,13 @@ class Host:
         if self.end_reason is not None:
             return
         # What it said before it ended is still in the socket.
-        while self.kernel.client.iopub_channel.socket.poll(100):
-            self.on_iopub(self.kernel.client.iopub_channel.get_msg(timeout=0))
+        while (message := self.kernel.receive(self.kernel.iopub, 100)) is not None:
+            self.on_iopub(message)
         for name, pipe in self.journal.streams.items():
             unsent = cellkernel.after(os.path.join(self.kernel.folder, name), pipe.written)
             if unsent:
                 self.journal.stream(name, unsent.decode(errors="replace"))
-        how = self.kernel.how_it_ended().removeprefix("it ")
+        how = self.kernel.how_it_ended()
         self.restart(f"the kernel on the machine {how}; its variables are gone, and a new one is there")
 
     def restart(self, why: str) -> None:

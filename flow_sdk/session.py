@@ -41,6 +41,7 @@ NOTEBOOKS = b".ipynb"
 STOPPED = "stopped"
 """What the host says of an end that others know more about."""
 LOST_LOG_BYTES = 1 << 20
+LATE = ("stream", "comm_msg", "update_display_data")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -66,6 +67,7 @@ class Session:
 
     Attributes:
         config: what was submitted.
+        own_cells: ids of the cells that were sent through this object.
     """
 
     def __init__(self, task: Task) -> None:
@@ -74,6 +76,7 @@ class Session:
         self._folder = self._directory.node(0)
         self._ended = Ended(task, 0)
         self._watch: Watch | None = None
+        self.own_cells: set[str] = set()
         self.config = task.config
 
     @classmethod
@@ -159,6 +162,7 @@ class Session:
         """
         cell = secrets.token_hex(8)
         self._request(request(cell, code, inputs or {}, outputs, count))
+        self.own_cells.add(cell)
         return cell
 
     def interrupt(self) -> None:
@@ -306,8 +310,7 @@ class Feed:
         """What is there and was not given yet. Where the session ends before the cell does, its reply says so."""
         ended = self._ended()
         for event in self._journal.read():
-            ours = self._cell is None or event["cell"] in (self._cell, "") or event["type"] in ("stream", "comm_msg")
-            if ours:
+            if self._cell in (None, event["cell"]) or self._is_late(event):
                 yield event
             if event["type"] == "execute_reply" and event["cell"] == self._cell:
                 self.reply, self.done = event["content"], True
@@ -318,6 +321,10 @@ class Feed:
             if self._cell is not None:
                 evalue = f"the session {self._session.task.name} has ended: {self._session.end_reason}"
                 self.reply = {"status": "error", "ename": "SessionEnded", "evalue": evalue, "traceback": []}
+
+    def _is_late(self, event: Event) -> bool:
+        """Whether it comes of something that a former cell left running, and shows nowhere else."""
+        return event["type"] in LATE and event["cell"] in self._session.own_cells
 
     def _last_words(self) -> Iterator[Event]:
         """What the command still printed after its last event: it was killed before it could journal that."""

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what its arguments name, and does nothing where that is there already:
-#   demo    .venv with the package and what demo/ needs
+#   demo    .venv with the package and what demo/ and notebooks/ need
+#   lab     .venv with that and JupyterLab
 #   dev     .venv with the package and what its tests need
 #   system  the system's packages that tests need, through apt, where this runs as root
 set -euo pipefail
@@ -71,21 +72,27 @@ venv_is_usable() {
     [[ ! -f .venv/flow-root || $(<.venv/flow-root) == "$root" ]]
 }
 
+FOR_NOTEBOOKS=("numpy>=1.26" "matplotlib>=3.8" "nbclient>=0.10" "tqdm>=4.66")
+
 setup_venv() {
-  local extra=$1 want have
+  local extra=$1 want have enough='' packages
   want="$root $(sha256sum <pyproject.toml)"
-  for have in ".venv/flow-$extra" .venv/flow-dev; do
+  for have in demo lab dev; do
+    # Each has what those before it have.
+    [[ $have == "$extra" ]] && enough=1
     # bin/python is a link out of .venv: it breaks when the system's Python is replaced.
-    [[ -x .venv/bin/python && -x .venv/bin/flow && $(cat "$have" 2>/dev/null) == "$want" ]] && return
+    [[ -n $enough && -x .venv/bin/python && -x .venv/bin/flow && $(cat ".venv/flow-$have" 2>/dev/null) == "$want" ]] &&
+      return
   done
   venv_is_usable || make_venv
   echo "$root" >.venv/flow-root
   echo "setup: installing the package into .venv"
-  if [[ $extra == dev ]]; then
-    .venv/bin/python -m pip install -q -e ".[dev]"
-  else
-    .venv/bin/python -m pip install -q -e . "numpy>=1.26"
-  fi
+  case $extra in
+    dev) packages=(-e ".[dev]") ;;
+    lab) packages=(-e . "${FOR_NOTEBOOKS[@]}" "jupyterlab>=4.2") ;;
+    demo) packages=(-e . "${FOR_NOTEBOOKS[@]}") ;;
+  esac
+  .venv/bin/python -m pip install -q "${packages[@]}"
   echo "$want" >".venv/flow-$extra"
 }
 
@@ -117,8 +124,8 @@ exec 9>.cache/setup.lock
 flock 9
 for part in "$@"; do
   case $part in
-    demo | dev) setup_venv "$part" ;;
+    demo | lab | dev) setup_venv "$part" ;;
     system) setup_system ;;
-    *) fail "unknown part '$part': use demo, dev or system." ;;
+    *) fail "unknown part '$part': use demo, lab, dev or system." ;;
   esac
 done

@@ -118,6 +118,42 @@ def test_imports_point_down() -> None:
     assert wrong_arrows() == []
 
 
+def test_the_notebook_side_uses_only_public_names_and_its_own() -> None:
+    import flow_sdk
+
+    for path in sorted((ROOT / "flow_nb").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+            where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    assert not alias.name.startswith("flow_sdk."), f"{where} reaches into {alias.name}"
+            elif isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == PACKAGE:
+                assert node.module == PACKAGE, f"{where} reaches into {node.module}"
+                assert {alias.name for alias in node.names} <= set(flow_sdk.__all__), where
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "flow":
+                assert node.attr in flow_sdk.__all__, f"{where} uses {node.attr}"
+            elif isinstance(node, ast.Attribute):
+                private = node.attr.startswith("_") and not node.attr.startswith("__")
+                own = ast.unparse(node.value) in ("self", "cls", "super()") or node.attr.startswith("_repr_")
+                assert not private or own, f"{where} uses {node.attr}"
+
+
+def test_loading_the_magic_loads_nothing_heavy() -> None:
+    script = """
+import json, sys
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+before = set(sys.modules)
+shell.run_line_magic("load_ext", "flow_nb")
+print(json.dumps(sorted({name.split(".")[0] for name in set(sys.modules) - before})))
+"""
+    loaded = python(script)
+    assert isinstance(loaded, list) and "flow_nb" in loaded
+    assert {"anywidget", "boto3", "cloudpickle", "click", "httpx", "numpy", "pandas", "paramiko", "pydantic"} & set(
+        loaded
+    ) == set()
+
+
 @pytest.mark.parametrize(
     ("file", "text", "complaint"),
     [
@@ -223,15 +259,17 @@ def old_python() -> str | None:
     return None
 
 
-def test_the_runner_is_python_3_8() -> None:
-    path = ROOT / PACKAGE / "runner.py"
+@pytest.mark.parametrize("name", ["runner", "cellkernel", "cellhost"])
+def test_what_runs_on_nodes_is_python_3_8(name: str) -> None:
+    path = ROOT / PACKAGE / f"{name}.py"
     source = path.read_text()
     ast.parse(source, str(path), feature_version=(3, 8))
     if old := old_python():
         # Loading it also finds what 3.8 lacks in the standard library, and in annotations that are evaluated.
         script = """
-import importlib.util, sys
+import importlib.util, os, sys
 sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
 spec = importlib.util.spec_from_file_location("runner", sys.argv[1])
 spec.loader.exec_module(importlib.util.module_from_spec(spec))
 """

@@ -117,8 +117,8 @@ def test_a_second_time_does_nothing_until_pyproject_changes(checkout: Path) -> N
     assert setup(checkout, "dev").returncode == 0
     first = log(checkout)
     assert first[-1].endswith("install -q -e .[dev]")
-    # What tests need includes what the demo needs.
-    assert setup(checkout, "dev").stdout == setup(checkout, "demo").stdout == ""
+    # What tests need includes what the demo and the notebooks need.
+    assert {setup(checkout, part).stdout for part in ("dev", "lab", "demo")} == {""}
     assert log(checkout) == first
     with (checkout / "pyproject.toml").open("a") as file:
         file.write("# changed\n")
@@ -127,6 +127,18 @@ def test_a_second_time_does_nothing_until_pyproject_changes(checkout: Path) -> N
     assert [line for line in log(checkout) if line.startswith("venv")] == ["venv with 3.12"]
     assert log(checkout)[-1] == first[-1]
     assert len(log(checkout)) > len(first)
+
+
+def test_jupyterlab_is_added_where_the_demo_was_set_up(checkout: Path) -> None:
+    program(checkout, "python3", fake_python("3.12"))
+    assert setup(checkout, "demo").returncode == 0
+    assert "jupyterlab" not in log(checkout)[-1]
+    assert setup(checkout, "lab").returncode == 0
+    assert [line for line in log(checkout) if line.startswith("venv")] == ["venv with 3.12"]
+    assert log(checkout)[-1].endswith(" jupyterlab>=4.2")
+    assert setup(checkout, "demo").stdout == ""
+    installs = [line for line in log(checkout) if " install " in line]
+    assert len(installs) == 2 and all(" numpy>=" in line for line in installs)
 
 
 def test_a_moved_checkout_gets_a_new_environment(checkout: Path) -> None:
@@ -139,4 +151,4 @@ def test_a_moved_checkout_gets_a_new_environment(checkout: Path) -> None:
 
 def test_an_unknown_part_is_refused(checkout: Path) -> None:
     done = setup(checkout, "everything")
-    assert (done.returncode, done.stderr) == (1, "setup: unknown part 'everything': use demo, dev or system.\n")
+    assert (done.returncode, done.stderr) == (1, "setup: unknown part 'everything': use demo, lab, dev or system.\n")

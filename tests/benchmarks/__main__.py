@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks import files, peers, starts, table, tasks
+from tests.benchmarks import cells, files, peers, starts, table, tasks
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.measure import Figure, NotMeasured
 
@@ -24,6 +24,10 @@ MEASURES = {
     "pack": files.pack,
     "follow": files.follow,
     "lag": files.lag,
+    "cells": cells.warm,
+    "cells-prints": cells.prints,
+    "cells-first": cells.first,
+    "cells-arrays": cells.arrays,
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-REQUIREMENTS = {"flow-compute": "flow-compute==3.28.*", "submitit": "submitit"}
+REQUIREMENTS = {"flow-compute": "flow-compute==3.28.*", "submitit": "submitit", "ipyparallel": "ipyparallel numpy"}
 INSTALL_TIMEOUT_S = 600.0
 
 
@@ -40,9 +40,10 @@ def install(name: str) -> Peer:
     requirement = REQUIREMENTS[name]
     if not stamp.exists() or stamp.read_text() != requirement:
         print(f"installing {requirement} into {folder.name}", file=sys.stderr)
+        pip: list[str | Path] = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
         steps: list[list[str | Path]] = [
             [sys.executable, "-m", "venv", "--clear", folder],
-            [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement],
+            [*pip, "--disable-pip-version-check", *requirement.split()],
         ]
         for step in steps:
             problem = _problem(step)

@@ -1,7 +1,8 @@
-"""Every Python and shell example of README.md and docs/ runs.
+"""Every Python, notebook and shell example of README.md and docs/ runs.
 
-The blocks of a page run in order and share their names and their folder. A block whose first line is a comment with a
-file's name is that file. A block under `<!-- not run: REASON -->` is not run.
+The blocks of a page run in order and share their names and their folder. A block of IPython is a cell of the page's
+notebook. A block whose first line is a comment with a file's name is that file. One under `<!-- not run: REASON -->` is
+not run, and a cell under `<!-- raises: NAME -->` ends in that exception.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ import flow_sdk as flow
 from flow_sdk import providers as flow_providers
 from tests.examples.blocks import Block, blocks
 from tests.examples.world import BUCKETS, HERE, TASK_TIMEOUT_S, end_all, tasks
-from tests.services import ROOT, MotoServer
+from tests.notebook.kernel import Notebook
+from tests.services import ROOT, MotoServer, require
 
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 NOT_RUN = re.compile(r"<!-- not run: \S.* -->")
+RAISES = re.compile(r"<!-- raises: (\w+) -->")
 FILE_NAME = re.compile(r"# ([\w.-]+\.\w+)\s*\n")
 
 
@@ -53,7 +56,17 @@ def tqdm_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
 
 
-def run_page(page: str) -> dict[str, Any]:
+@pytest.fixture
+def notebook(page_folder: Path) -> Iterator[Notebook]:
+    """A notebook in the page's folder; its sessions end with it."""
+    try:
+        with Notebook(page_folder) as opened:
+            yield opened
+    finally:
+        end_all()
+
+
+def run_page(page: str, notebook: Notebook | None = None) -> dict[str, Any]:
     """Runs a page's blocks; returns the Python names it made."""
     names: dict[str, Any] = {}
     for block in blocks(ROOT / page):
@@ -66,7 +79,16 @@ def run_page(page: str) -> dict[str, Any]:
             exec(compile("\n" * (block.line - 1) + block.text, where, "exec"), names)
         elif block.language == "bash":
             run_shell(block, where)
+        elif block.language == "ipython":
+            assert notebook, f"{where} needs a notebook"
+            run_cell(notebook, block, where)
     return names
+
+
+def run_cell(notebook: Notebook, block: Block, where: str) -> None:
+    done = notebook.run(block.text, timeout_s=TASK_TIMEOUT_S)
+    raises = RAISES.fullmatch(block.above)
+    assert done.ename == (raises[1] if raises else ""), f"{where}:\n{done.traceback}{done.errors_text}"
 
 
 def run_shell(block: Block, where: str) -> None:
@@ -76,12 +98,28 @@ def run_shell(block: Block, where: str) -> None:
 
 
 def test_every_page_is_run() -> None:
-    assert {"README.md", "docs/getting-started.md", "docs/task-directory.md", "docs/write-a-provider.md"} == set(PAGES)
+    assert {
+        "README.md",
+        "docs/getting-started.md",
+        "docs/notebooks.md",
+        "docs/task-directory.md",
+        "docs/write-a-provider.md",
+    } == set(PAGES)
 
 
-def test_readme(page_folder: Path) -> None:
-    run_page("README.md")
-    assert {task.status for task in tasks()} == {"completed"}
+def test_readme(page_folder: Path, notebook: Notebook) -> None:
+    run_page("README.md", notebook)
+    assert {task.status for task in tasks() if not flow.Session.is_session(task)} == {"completed"}
+    assert [task.status for task in tasks() if flow.Session.is_session(task)] == ["running"]
+
+
+def test_notebooks(notebook: Notebook, tqdm_wheel: None) -> None:
+    require("mounts" if os.geteuid() == 0 else "bubblewrap")
+    run_page("docs/notebooks.md", notebook)
+    ended = {task.name: task.status for task in tasks() if not flow.Session.is_session(task)}
+    assert ended == {"alone": "completed", "night": "completed"}
+    assert {task.status for task in tasks() if flow.Session.is_session(task)} == {"cancelled"}
+    assert Path("table.csv").read_text() == "1,2\n"
 
 
 def test_getting_started(
@@ -101,7 +139,7 @@ def test_getting_started(
 def test_blocks_are_of_a_known_kind_and_files_are_used() -> None:
     for page in PAGES:
         found = list(blocks(ROOT / page))
-        assert {block.language for block in found} <= {"", "bash", "python", "toml", "yaml"}
+        assert {block.language for block in found} <= {"", "bash", "ipython", "python", "toml", "yaml"}
         for number, block in enumerate(found):
             if name := FILE_NAME.match(block.text):
                 assert any(name[1] in later.text for later in found[number + 1 :]), f"{page} never uses {name[1]}"

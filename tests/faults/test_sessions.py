@@ -154,3 +154,20 @@ def test_the_machine_goes_away_between_two_cells(notebook: Notebook, flow_home: 
     session.task.wait(20)
     result = cell(notebook, "x")
     assert "Cancelled" in result.errors_text and result.ename == "NameError"
+
+
+def test_a_host_that_is_started_again_goes_on(notebook: Notebook, flow_home: Path) -> None:  # noqa: F811
+    loaded(notebook)
+    assert cell(notebook, "x = 1\nprint('ran once')", "retries=1").text == "ran once\n"
+    task = flow.list_tasks(limit=1)[0]
+    running = notebook.start("%%flow\nimport time\nprint('begun'); time.sleep(1000)")
+    running.until(lambda one: "begun" in one.text)
+    behind = flow.Session(task).execute("print('was waiting')")
+    os.kill(process(flow_home, f"{task.task_id}/node-0/cellhost.py").pid, signal.SIGKILL)
+    result = running.wait()
+    assert result.ename == "KernelDied" and "started again" in result.evalue
+    assert cell(notebook, "x").ename == "NameError"
+    shown = notebook.run("%flow attach").text
+    assert shown.count("ran once") == 1 and shown.count("was waiting\n") == 1 and behind
+    events = list(flow.Session(task).journal(from_start=True).read())
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))

@@ -41,8 +41,9 @@ def make_venv() -> tuple[Path, str | None]:
     folder = CACHE / "colab"
     python = folder / "bin" / "python"
     wanted = requirements()
-    # The project's metadata, its entry points among them, is written at installation.
-    text = "\n".join([sys.version, str(ROOT), *wanted, (ROOT / "pyproject.toml").read_text()])
+    # The project's entry points are written down at installation; its code is read where it lies.
+    entry_points = sorted(map(str, metadata.distribution("flow-nb").entry_points))
+    text = "\n".join([sys.version, str(ROOT), *wanted, *entry_points])
     stamp = hashlib.sha256(text.encode()).hexdigest()
     made_of = folder / "made-of"
     with locked(CACHE / "colab.lock"):

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from tests.notebook.kernel import Notebook, Result
+from tests.services import wait_for
 
 
 def loaded(notebook: Notebook) -> Notebook:
@@ -215,3 +216,18 @@ def test_loading_takes_nothing_heavy_and_unloading_takes_it_away(notebook: Noteb
     assert notebook.run("%%flow\n1").status == "error"
     assert notebook.run("%reload_ext flow_nb").status == "ok"
     assert cell(notebook, "1").status == "ok"
+
+
+def test_what_a_thread_prints_later_is_shown_by_the_next_cell(notebook: Notebook, project: Path) -> None:
+    loaded(notebook)
+    printed = project.parent / "printed"
+    cell(notebook, f"import os, threading, time\nGO, PRINTED = {str(project.parent / 'go')!r}, {str(printed)!r}")
+    cell(
+        notebook,
+        "def later():\n    while not os.path.exists(GO): time.sleep(0.01)\n"
+        "    print('from the thread', flush=True); open(PRINTED, 'w').close()\n"
+        "threading.Thread(target=later).start()",
+    )
+    (project.parent / "go").touch()
+    wait_for(printed.exists)
+    assert cell(notebook, "print('from the cell')").text == "from the thread\nfrom the cell\n"
