@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import flow_sdk as flow
+from flow_sdk import wording
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -46,7 +47,7 @@ class Shown(Sequence[Any]):
         self, items: Iterable[Any], columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str = ""
     ) -> None:
         self.items = list(items)
-        cells = [[clean(text) for text in row] for row in rows]
+        cells = [[wording.clean(text) for text in row] for row in rows]
         kept = [at for at in range(max(map(len, cells), default=0)) if any(row[at] for row in cells)]
         self.columns = [columns[at] for at in kept] if columns else []
         self.rows = [[row[at] for at in kept] for row in cells]
@@ -103,9 +104,9 @@ def task_row(task: flow.Task) -> list[str]:
         task.name,
         state.replace("_", " "),
         hardware(task),
-        age(task.created_at.timestamp()),
-        "" if seconds is None else duration(seconds),
-        money(cost) if cost else "",
+        wording.age(task.created_at.timestamp()),
+        "" if seconds is None else wording.duration(seconds),
+        wording.money(cost) if cost else "",
         "" if state in ("completed", "running") else (task.reason or "").split("\n")[0],
     ]
 
@@ -124,16 +125,16 @@ def session_row(session: flow.Session) -> list[str]:
         task.task_id,
         task.status.replace("_", " "),
         hardware(task),
-        age(task.created_at.timestamp()),
-        money(cost) if cost else "",
-        f"after {duration(idle_s)} without a cell" if idle_s and not task.is_done else "",
+        wording.age(task.created_at.timestamp()),
+        wording.money(cost) if cost else "",
+        f"after {wording.duration(idle_s)} without a cell" if idle_s and not task.is_done else "",
     ]
 
 
 def volume_table(volumes: Iterable[flow.Volume]) -> Shown:
     volumes = list(volumes)
     rows = [
-        [one.volume_id, one.name, f"{one.size_gb} GB", one.interface, one.region, age(one.created_at)]
+        [one.volume_id, one.name, f"{one.size_gb} GB", one.interface, one.region, wording.age(one.created_at)]
         for one in volumes
     ]
     return Shown(volumes, VOLUME_COLUMNS, rows, 'There are no volumes; flow_sdk.create_volume(100, "data") makes one.')
@@ -145,7 +146,7 @@ def offer_table(offers: Iterable[flow.Offer]) -> Shown:
         [
             one.instance_type,
             one.region,
-            money(one.price_per_hour_usd),
+            wording.money(one.price_per_hour_usd),
             "" if one.capacity is None else str(one.capacity),
             one.note or "",
         ]
@@ -170,8 +171,13 @@ def task_pairs(task: flow.Task) -> Iterator[tuple[str, str]]:
     yield "submitted", f"{local_time(task.created_at)} by {record.user} on {record.host}"
     yield "started", local_time(task.started_at)
     yield "ended", local_time(task.ended_at)
-    yield "duration", "" if seconds is None else duration(seconds)
-    yield "cost", f"{money(cost)} at {money(price)} per hour" if price and cost is not None else money(price)
+    yield "duration", "" if seconds is None else wording.duration(seconds)
+    yield (
+        "cost",
+        f"{wording.money(cost)} at {wording.money(price)} per hour"
+        if price and cost is not None
+        else wording.money(price),
+    )
     yield "command", command_words(config.get("command"))
     yield "runs on", f"{hardware(task)}, {task.provider}"
     yield "note", record.note or ""
@@ -185,11 +191,6 @@ def task_pairs(task: flow.Task) -> Iterator[tuple[str, str]]:
 
 
 # Words
-
-
-def clean(text: str) -> str:
-    """One line without what could steer a terminal: reasons quote a program's last words."""
-    return "".join(char if char.isprintable() else " " for char in text).strip()
 
 
 def hardware(task: flow.Task) -> str:
@@ -207,34 +208,6 @@ def run_time_s(task: flow.Task) -> float | None:
 def cost_usd(task: flow.Task) -> float | None:
     price = task.cost_per_hour
     return None if price is None else price * (run_time_s(task) or 0.0) / 3600
-
-
-def duration(seconds: float) -> str:
-    """ "3.2 s", "4 min 10 s", "30 min", "2 h 5 min", "3 d 4 h"."""
-    if seconds < 59.95:
-        return f"{max(0.0, seconds):.1f} s"
-    big, unit, small, small_unit = 3600, "h", 60, "min"
-    if seconds < 3600:
-        big, unit, small, small_unit = 60, "min", 1, "s"
-    elif seconds >= 86400:
-        big, unit, small, small_unit = 86400, "d", 3600, "h"
-    rest = int(seconds % big // small)
-    return f"{int(seconds // big)} {unit}" + (f" {rest} {small_unit}" if rest else "")
-
-
-def age(created_at: float) -> str:
-    """ "8 s ago", "5 min ago", "3 d ago"; a date where that is long ago."""
-    seconds = int(max(0.0, time.time() - created_at))
-    for length, unit, up_to in ((1, "s", 60), (60, "min", 3600), (3600, "h", 86400), (86400, "d", 30 * 86400)):
-        if seconds < up_to:
-            return f"{seconds // length} {unit} ago"
-    return time.strftime("%Y-%m-%d", time.localtime(created_at))
-
-
-def money(usd: float | None) -> str:
-    if usd is None:
-        return ""
-    return "free" if usd == 0 else f"${usd:.2f}"
 
 
 def local_time(moment: datetime | None) -> str:

@@ -145,25 +145,20 @@ class FlowMagics(Magics):
         return self.start(config, str(name) if name else None, line)
 
     def fitting(self, name: str | None, config: flow.TaskConfig, given: set[str]) -> flow.Session | None:
-        for session in list(self.sessions):
+        """The session to use: the one of that name; without a name the unnamed one, or else the only one there is."""
+        for session in self.sessions:
             if not session.is_live:
                 self.forget(session)
                 sys.stderr.write(f"flow: the session {session.task.name} has ended: {session.end_reason}.\n")
-                continue
-            if not is_named(session, name):
-                continue
-            differs = differences(config, session.config, given)
-            if not differs:
-                return session
-            if name or not set(differs) & set(HARDWARE):
-                raise flow.ValidationError(
-                    f"The session {session.task.name} was started with other settings: {', '.join(differs)}.",
-                    [
-                        "session=OTHER starts another one.",
-                        f"%flow stop {session.task.name} ends it; then run this again.",
-                    ],
-                )
-        return None
+        candidates = [session for session in self.sessions if is_named(session, name)]
+        found = first_fitting(candidates, config, given, may_start=name is None)
+        if found is not None or name is not None or candidates:
+            return found
+        found = first_fitting(self.sessions, config, given, may_start=True)
+        if found is not None and len(self.sessions) > 1:
+            names = [f"session={session.task.name}" for session in self.sessions]
+            raise flow.ValidationError("This notebook has several sessions.", [f"Say which: {' or '.join(names)}."])
+        return found
 
     def forget(self, session: flow.Session) -> None:
         """Lets go of a session that has ended."""
@@ -513,6 +508,26 @@ def notebook_key() -> str:
 
 def is_named(session: flow.Session, name: str | None) -> bool:
     return f"session:{name or ''}" in session.task.record.config.get("tags", ())
+
+
+def first_fitting(
+    sessions: list[flow.Session], config: flow.TaskConfig, given: set[str], may_start: bool
+) -> flow.Session | None:
+    """The first session that has what is asked for.
+
+    Raises:
+        ValidationError: one has the hardware, but not the rest, which only a new session could have.
+    """
+    for session in sessions:
+        differs = differences(config, session.config, given)
+        if not differs:
+            return session
+        if not (may_start and set(differs) & set(HARDWARE)):
+            raise flow.ValidationError(
+                f"The session {session.task.name} was started with other settings: {', '.join(differs)}.",
+                ["session=OTHER starts another one.", f"%flow stop {session.task.name} ends it; run this again then."],
+            )
+    return None
 
 
 def differences(wanted: flow.TaskConfig, there: flow.TaskConfig, given: set[str]) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import click
 
-from flow_sdk import logs, store, taskdir
+from flow_sdk import logs, store, taskdir, wording
 from flow_sdk.cli import completion, show
 from flow_sdk.task import Task
 from flow_sdk.watch import Watch
@@ -58,7 +58,7 @@ class Stage:
         self.noted = False
 
     def show(self, words: str, reason: str | None) -> None:
-        text = words + (f": {show.clean(reason)}" if reason else "")
+        text = words + (f": {wording.clean(reason)}" if reason else "")
         now = time.monotonic()
         if text != self.text:
             self.text, self.since, self.noted = text, now, False
@@ -72,7 +72,7 @@ class Stage:
     def fitting(self, lasted: float) -> str:
         import shutil
 
-        clock = f" ({show.duration(lasted)})" if lasted >= QUIET_S else ""
+        clock = f" ({wording.duration(lasted)})" if lasted >= QUIET_S else ""
         width = shutil.get_terminal_size().columns - 1 - len(clock)
         return self.text[:width] + clock
 

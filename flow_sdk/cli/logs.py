@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from flow_sdk import taskdir
+from flow_sdk import taskdir, wording
 from flow_sdk.cli import follow as following
 from flow_sdk.cli import show
 
@@ -48,6 +48,6 @@ def logs(task: str, follow: bool, tail: int | None, stream: str | None, node: in
     elif not written and row.state != taskdir.COMPLETED:
         where = f" on node {node}" if found.num_instances > 1 else ""
         show.note(
-            f"{row.record.name} has no output{where} ({row.state.replace('_', ' ')}). {show.clean(row.reason or '')}"
+            f"{row.record.name} has no output{where} ({row.state.replace('_', ' ')}). {wording.clean(row.reason or '')}"
         )
     return 0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flow_sdk import wording
 from flow_sdk.cli import follow, show
 from flow_sdk.cli.app import Usage
 from flow_sdk.client import Flow, as_config, pack_code, private_values, total_price
@@ -137,7 +138,7 @@ def announce(task: Task, brief: bool) -> None:
     record = task.record
     task_id = task.task_id
     where = "this machine" if record.provider == "local" else record.provider
-    price = f", {show.money(record.price_per_hour_usd)} per hour" if record.price_per_hour_usd else ""
+    price = f", {wording.money(record.price_per_hour_usd)} per hour" if record.price_per_hour_usd else ""
     say = show.note if brief else show.line
     say(f"{task.name} is submitted: {task_id}, on {where}{price}.")
     if brief:
@@ -186,7 +187,7 @@ def show_plan(config: TaskConfig, offer: Offer, again: Task | None, as_json: boo
         [
             ("offer", f"{offer.instance_type} in {offer.region}"),
             ("note", offer.note or ""),
-            ("price", f"{show.money(price)}{' per hour' if price else ''}" if price is not None else "not known"),
+            ("price", f"{wording.money(price)}{' per hour' if price else ''}" if price is not None else "not known"),
             (
                 "code",
                 f"{show.counted(bundle.file_count, 'file')}, {show.size(bundle.size_bytes)} compressed"

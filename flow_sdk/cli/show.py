@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from flow_sdk import wording
 from flow_sdk.errors import ValidationError
 from flow_sdk.store import Row
 
@@ -77,34 +78,6 @@ def confirm(question: str) -> None:
 # Words
 
 
-def duration(seconds: float) -> str:
-    """ "3.2 s", "4 min 10 s", "2 h 5 min", "3 d 4 h"."""
-    if seconds < 59.95:
-        return f"{max(0.0, seconds):.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    minutes = whole // 60
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // (24 * 60)} d {minutes // 60 % 24} h"
-
-
-def age(created_at: float) -> str:
-    """ "8 s ago", "5 min ago", "3 d ago"; a date where that is long ago."""
-    seconds = int(max(0.0, time.time() - created_at))
-    for length, unit, up_to in ((1, "s", 60), (60, "min", 3600), (3600, "h", 86400), (86400, "d", 30 * 86400)):
-        if seconds < up_to:
-            return f"{seconds // length} {unit} ago"
-    return time.strftime("%Y-%m-%d", time.localtime(created_at))
-
-
-def money(usd: float | None) -> str:
-    if usd is None:
-        return ""
-    return "free" if usd == 0 else f"${usd:.2f}"
-
-
 def size(count: int) -> str:
     """ "812 B", "15.2 kB", "9.6 MB"."""
     if count < 1000:
@@ -114,11 +87,6 @@ def size(count: int) -> str:
 
 def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def clean(text: str) -> str:
-    """One line without what could steer a terminal: reasons quote a program's last words."""
-    return "".join(c if c.isprintable() else " " for c in text).strip()
 
 
 def iso(seconds: float | None) -> str | None:
@@ -157,10 +125,10 @@ def end_words(row: Row) -> str:
     seconds = run_time_s(row)
     words = row.state.replace("_", " ")
     if row.state == "completed":
-        return f"{words} in {duration(seconds or 0.0)}"
-    words += f" after {duration(seconds)}" if seconds is not None else ""
+        return f"{words} in {wording.duration(seconds or 0.0)}"
+    words += f" after {wording.duration(seconds)}" if seconds is not None else ""
     if row.reason:
-        return f"{words}: {clean(row.reason)}"
+        return f"{words}: {wording.clean(row.reason)}"
     return words + (f" (exit code {row.exit_code})" if row.exit_code else "")
 
 
@@ -198,7 +166,7 @@ def table(
         shrink: columns that are cut where the terminal is too narrow. Without a terminal nothing is cut.
         drop: columns that are left out, in this order, where that is not enough.
     """
-    cells = [[clean(cell) for cell in row] for row in rows]
+    cells = [[wording.clean(cell) for cell in row] for row in rows]
     widths = {name: max(len(row[at]) for row in cells) for at, name in enumerate(columns)}
     kept = [name for name in columns if widths[name]]
     if sys.stdout.isatty():

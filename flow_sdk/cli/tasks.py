@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from flow_sdk import store, taskdir
+from flow_sdk import store, taskdir, wording
 from flow_sdk.cli import show
 from flow_sdk.cli.app import Usage
 from flow_sdk.cli.follow import find, row_of, task_argument, tasks_argument
@@ -116,9 +116,9 @@ def cells(row: store.Row, numbers: dict[str, str]) -> list[str]:
         record.name,
         row.state.replace("_", " "),
         show.hardware(row) + (f" x {nodes} nodes" if nodes > 1 else ""),
-        show.age(record.created_at),
-        "" if seconds is None else show.duration(seconds),
-        show.money(cost) if cost else "",
+        wording.age(record.created_at),
+        "" if seconds is None else wording.duration(seconds),
+        wording.money(cost) if cost else "",
         "" if row.state in (taskdir.COMPLETED, taskdir.RUNNING) else (row.reason or "").split("\n")[0],
     ]
 
@@ -165,7 +165,7 @@ def info(task: str, as_json: bool) -> None:
             show.line("\nThe last of its output:")
         for text in last_lines:
             indent = " " * (2 + len(text) - len(text.lstrip()))
-            show.line(indent + show.clean(text))
+            show.line(indent + wording.clean(text))
 
 
 def info_json(task: Task, row: store.Row) -> dict[str, Any]:
@@ -188,14 +188,14 @@ def info_pairs(task: Task, row: store.Row) -> Iterator[tuple[str, str]]:
     seconds = show.run_time_s(row)
     yield "task", record.task_id
     yield "name", record.name
-    yield "state", show.clean(row.state.replace("_", " "))
-    yield "reason", show.clean(row.reason or "")
+    yield "state", wording.clean(row.state.replace("_", " "))
+    yield "reason", wording.clean(row.reason or "")
     yield "exit code", "" if row.exit_code is None else str(row.exit_code)
     yield "restarts", str(restarts(task) or "")
     yield "submitted", f"{show.local_time(record.created_at)} by {record.user} on {record.host}"
     yield "started", show.local_time(row.started_at) if row.started_at else ""
     yield "ended", show.local_time(row.ended_at) if row.ended_at else ""
-    yield "duration", "" if seconds is None else show.duration(seconds)
+    yield "duration", "" if seconds is None else wording.duration(seconds)
     yield "cost", cost_words(row)
     yield "command", command_words(config.get("command"))
     yield from config_pairs(config)
@@ -242,8 +242,8 @@ def command_words(command: str | list[str] | None) -> str:
 def cost_words(row: store.Row) -> str:
     price, cost = row.record.price_per_hour_usd, show.cost_usd(row)
     if not price or cost is None:
-        return show.money(price)
-    return f"{show.money(cost)} at {show.money(price)} per hour"
+        return wording.money(price)
+    return f"{wording.money(cost)} at {wording.money(price)} per hour"
 
 
 def restarts(task: Task) -> int:

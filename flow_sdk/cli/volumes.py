@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from flow_sdk import wording
 from flow_sdk.cli import show
 from flow_sdk.client import Flow
 from flow_sdk.providers import Volume
@@ -65,7 +66,15 @@ def list_(provider: str | None, as_json: bool) -> None:
         show.line("No volumes found")
     else:
         rows = [
-            [f":{n}", one.name, one.volume_id, f"{one.size_gb} GB", one.interface, one.region, show.age(one.created_at)]
+            [
+                f":{n}",
+                one.name,
+                one.volume_id,
+                f"{one.size_gb} GB",
+                one.interface,
+                one.region,
+                wording.age(one.created_at),
+            ]
             for n, one in enumerate(found, 1)
         ]
         show.table(("", "name", "id", "size", "interface", "region", "created"), rows, shrink=("region",))

@@ -1,11 +1,12 @@
-"""Rows about cells: `%%flow` in a session on this machine, beside a local kernel and ipyparallel's `%%px` with one local
-engine. Each contender is a real kernel, driven as a front end does; no Jupyter server stands between."""
+"""Rows about cells: `%%flow` in a session on this machine, beside a local kernel and ipyparallel's `%%px` with one
+local engine. Each contender is a real kernel, driven as a front end does; no Jupyter server stands between."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import count
 
 from tests.benchmarks.bench import Bench
@@ -26,10 +27,16 @@ ARRAY_FLOATS = 12_500_000
 
 
 class Contender:
-    """A kernel, started with the first cell, which for ours and the peer's starts what its cells run on, too."""
+    """A kernel, started with the first cell that is run in it; what its cells run on is started and ended with it.
 
-    def __init__(self, bench: Bench, name: str, stack: ExitStack) -> None:
+    Args:
+        stack: ends it.
+        begin: a cell for the notebook's own kernel to begin with.
+    """
+
+    def __init__(self, bench: Bench, name: str, stack: ExitStack, begin: str) -> None:
         self.name = name
+        self._begin = begin
         self._bench = bench
         self._stack = stack
         self._notebook: Notebook | None = None
@@ -40,6 +47,7 @@ class Contender:
             self._notebook = self._stack.enter_context(kernel(self._bench, self.name))
             if self.name == PX:
                 run(self._notebook, CLUSTER)
+            run(self._notebook, self._begin)
         return self._notebook
 
     def here(self, code: str) -> Result:
@@ -79,12 +87,12 @@ def run(notebook: Notebook, code: str) -> Result:
     return result
 
 
-def contenders(bench: Bench, stack: ExitStack) -> dict[str, Contender]:
+def contenders(bench: Bench, stack: ExitStack, begin: str = "") -> dict[str, Contender]:
     names = [LOCAL, OURS, *([PX] if bench.has(PX) else [])]
-    return {name: Contender(bench, name, stack) for name in names}
+    return {name: Contender(bench, name, stack, begin) for name in names}
 
 
-def px(bench: Bench, turns: Turns, name: str = PX, *, unit: str = "ms", note: str = "") -> Beside:
+def beside_px(bench: Bench, turns: Turns, name: str = PX, *, unit: str = "ms", note: str = "") -> Beside:
     """The peer as a cell of the table shows it; `name` is what was measured of it."""
     peer = bench.peers[PX]
     if peer.bin is None:
@@ -110,16 +118,18 @@ def ahead(peer: Beside, text: str, limit: float = float("inf")) -> Target:
     return Target(limit, text, absolute=False)
 
 
+def warm_ms(one: Contender) -> float:
+    return one.there("x = 1").seconds * 1000
+
+
 def warm(bench: Bench) -> list[Row]:
     with ExitStack() as stack:
-        takes: dict[str, Take] = {
-            name: lambda one=one: one.there("x = 1").seconds * 1000 for name, one in contenders(bench, stack).items()
-        }
+        takes: dict[str, Take] = {name: partial(warm_ms, one) for name, one in contenders(bench, stack).items()}
         turns = in_turns(takes, bench.rounds(100, 15))
-    local, peer = turns.figure(LOCAL), px(bench, turns)
+    local, peer = turns.figure(LOCAL), beside_px(bench, turns)
     target = ahead(peer, "ahead of `%%px`, within twice the floor", 2 * local.median)
     what = "a cell `x = 1` in a warm session, to the prompt again"
-    return [row(what, lambda: turns.figure(OURS), [Beside("local kernel", local)], peer, target)]
+    return [row(what, partial(turns.figure, OURS), [Beside("local kernel", local)], peer, target)]
 
 
 def prints(bench: Bench) -> list[Row]:
@@ -138,8 +148,8 @@ def prints(bench: Bench) -> list[Row]:
             sizes.setdefault(one.name, []).append(result.message_bytes / 1e6)
             return result.seconds * 1000
 
-        takes: dict[str, Take] = {name: lambda one=one: print_all(one) for name, one in there.items()}
-        turns = in_turns(takes, bench.rounds(5, 1), {PX: bench.rounds(3, 1)})
+        takes: dict[str, Take] = {name: partial(print_all, one) for name, one in there.items()}
+        turns = in_turns(takes, bench.rounds(4, 1), {PX: bench.rounds(2, 1)})
         size_turns = Turns(sizes, turns.failed)
         # Side by side: it is their waiting that takes the time, and bytes do not depend on who else is busy.
         running = {
@@ -154,23 +164,23 @@ def prints(bench: Bench) -> list[Row]:
     return [
         row(
             f"{lines:,} lines printed by a cell, shown inline",
-            lambda: turns.figure(OURS),
+            partial(turns.figure, OURS),
             [Beside("local kernel", local)],
-            px(bench, turns),
+            beside_px(bench, turns),
             Target(local.median / 0.8, "80% of the local kernel's speed", absolute=False),
         ),
         row(
             "its messages to the front end",
-            lambda: size_turns.figure(OURS, "MB"),
+            partial(size_turns.figure, OURS, "MB"),
             [Beside("local kernel", local_size)],
-            px(bench, size_turns, unit="MB", note=resends),
+            beside_px(bench, size_turns, unit="MB", note=resends),
             Target(1.1 * local_size.median, "the local kernel's (within 10%)", absolute=False),
         ),
         row(
             f"{drops:,} lines trickled over {drops_s} s: messages to the front end",
-            lambda: trickled.figure(OURS, "MB"),
+            partial(trickled.figure, OURS, "MB"),
             [Beside("local kernel", local_trickle)],
-            px(bench, trickled, unit="MB", note=resends),
+            beside_px(bench, trickled, unit="MB", note=resends),
             Target(1.1 * local_trickle.median, "the local kernel's (within 10%)", absolute=False),
         ),
     ]
@@ -187,7 +197,6 @@ def has_all(result: Result, lines: int) -> None:
 
 def first(bench: Bench) -> list[Row]:
     """What a person waits for at the start: the extension, and the first cell of a session. All in fresh kernels."""
-    loads: list[float] = []
     first_cells: list[float] = []
 
     def local() -> float:
@@ -205,27 +214,20 @@ def first(bench: Bench) -> list[Row]:
             time.sleep(LOOK_S)
             return run(notebook, "%%flow\nx = 1").seconds * 1000
 
-    def peer() -> float:
-        with kernel(bench, PX) as notebook:
-            return sum(run(notebook, code).seconds * 1000 for code in (CLUSTER, "%%px\nx = 1"))
-
-    del loads
     takes: dict[str, Take] = {LOCAL: local, "load": load, OURS: ours}
-    if bench.has(PX):
-        takes[PX] = peer
-    turns = in_turns(takes, bench.rounds(10, 2), {PX: 1})
+    turns = in_turns(takes, bench.rounds(7, 2))
     start = turns.figure(LOCAL)
     return [
         row(
             f"first cell of a new session, in a notebook that loaded `flow_nb` {LOOK_S:g} s before",
-            lambda: turns.figure(OURS),
+            partial(turns.figure, OURS),
             [Beside("a local kernel, from its start to its first cell's end", start)],
-            px(bench, turns, note="Starts a cluster of one engine, connects to it, and runs a cell."),
+            None,
             Target(start.median + 300, "the start of a local kernel + 300 ms", absolute=False),
         ),
         row(
             "`%load_ext flow_nb`, first cell of a fresh kernel",
-            lambda: turns.figure("load"),
+            partial(turns.figure, "load"),
             [Beside("`x = 1` as the first cell", Figure(first_cells[1:], "ms"))],
             None,
             Target(50, "50 ms"),
@@ -237,72 +239,54 @@ def arrays(bench: Bench) -> list[Row]:
     """An array of 100 MB there and back, changed and unchanged. What changes it, and what looks whether the right one
     came, is outside of the times."""
     marks = count(1)
-    ways = {
+    # Not in the project, whose files travel with the session.
+    path = str(bench.place("arrays") / "big.npy")
+    make = f"import numpy\nbig = numpy.random.default_rng(0).standard_normal({ARRAY_FLOATS})"
+    both = {
         OURS: ("%%flow -i big\npass", "%%flow -o back\npass"),
-        PX: ("view.push({'big': big}, block=True)", "back = view.pull('back', block=True)"),
+        PX: ("engines[0].push({'big': big}, block=True)", "back = engines[0].pull('back', block=True)"),
     }
+
+    def send(one: Contender, code: str) -> float:
+        mark = next(marks)
+        one.here(f"big[[0, -1]] = {mark}")
+        taken = again(one, code)
+        one.there(f"assert list(big[[0, -1]]) == [{mark}] * 2 and len(big) == {ARRAY_FLOATS}")
+        return taken
+
+    def fetch(one: Contender, code: str) -> float:
+        mark = next(marks)
+        one.there(f"back = big + 1; back[[0, -1]] = {mark}")
+        taken = again(one, code)
+        one.here(f"assert list(back[[0, -1]]) == [{mark}] * 2 and len(back) == {ARRAY_FLOATS}")
+        return taken
+
+    def again(one: Contender, code: str) -> float:
+        return one.here(code).seconds * 1000
+
     with ExitStack() as stack:
-        there = contenders(bench, stack)
-
-        def prepare(one: Contender) -> None:
-            one.here(f"import numpy\nbig = numpy.random.default_rng(0).standard_normal({ARRAY_FLOATS})")
-            if one.name == PX:
-                one.here("view = engines[0]")
-
-        def send(one: Contender) -> float:
-            if "big" not in one.here("%who").text.split():
-                prepare(one)
-            mark = next(marks)
-            one.here(f"big[[0, -1]] = {mark}")
-            taken = one.here(ways[one.name][0]).seconds * 1000
-            one.there(f"assert list(big[[0, -1]]) == [{mark}] * 2 and big.nbytes == {ARRAY_FLOATS * 8}")
-            return taken
-
-        def fetch(one: Contender) -> float:
-            mark = next(marks)
-            one.there(f"back = big + 1; back[[0, -1]] = {mark}")
-            taken = one.here(ways[one.name][1]).seconds * 1000
-            one.here(f"assert list(back[[0, -1]]) == [{mark}] * 2 and back.nbytes == {ARRAY_FLOATS * 8}")
-            return taken
-
-        def file(one: Contender) -> float:
-            if "big" not in one.here("%who").text.split():
-                prepare(one)
-            mark = next(marks)
-            one.here(f"big[[0, -1]] = {mark}")
-            return one.here("numpy.save('big.npy', big); read = numpy.load('big.npy')").seconds * 1000
-
-        takes: dict[str, Take] = {"file": lambda: file(there[LOCAL])}
-        for name in ways:
+        there = contenders(bench, stack, make)
+        file = f"numpy.save({path!r}, big); read = numpy.load({path!r})"
+        takes: dict[str, Take] = {"file": partial(again, there[LOCAL], file)}
+        for name, (put, get) in both.items():
             if name in there:
-                one = there[name]
-                again = [lambda one=one, way=way: one.here(way).seconds * 1000 for way in ways[name]]
-                takes |= {
-                    f"{name} send": lambda one=one: send(one),
-                    f"{name} send again": again[0],
-                    f"{name} fetch": lambda one=one: fetch(one),
-                    f"{name} fetch again": again[1],
-                }
-        turns = in_turns(takes, bench.rounds(8, 2))
-    floors = [Beside("`numpy.save` and `numpy.load` in a local kernel", turns.figure("file"))]
+                takes[f"{name} send"] = partial(send, there[name], put)
+                takes[f"{name} send again"] = partial(again, there[name], put)
+                takes[f"{name} fetch"] = partial(fetch, there[name], get)
+                takes[f"{name} fetch again"] = partial(again, there[name], get)
+        turns = in_turns(takes, bench.rounds(6, 2))
+    file_floor = [Beside("`numpy.save` and `numpy.load` in a local kernel", turns.figure("file"))]
     size = f"{ARRAY_FLOATS * 8 / 1e6:.0f} MB"
     rows = []
     for way, what, theirs in (
-        ("send", f"send an array of {size} (`-i`)", "view.push"),
-        ("fetch", f"bring an array of {size} back (`-o`)", "view.pull"),
+        ("send", f"send an array of {size} (`-i`)", "`view.push`"),
+        ("fetch", f"bring an array of {size} back (`-o`)", "`view.pull`"),
     ):
-        peer = px(bench, turns, f"{PX} {way}", note=f"`{theirs}`, without a cell beside it.")
+        peer = beside_px(bench, turns, f"{PX} {way}", note=f"{theirs}, without a cell beside it.")
         rows.append(
-            row(what, lambda way=way: turns.figure(f"{OURS} {way}"), floors, peer, ahead(peer, f"ahead of `{theirs}`"))
+            row(what, partial(turns.figure, f"{OURS} {way}"), file_floor, peer, ahead(peer, f"ahead of {theirs}"))
         )
-        peer = px(bench, turns, f"{PX} {way} again")
-        rows.append(
-            row(
-                "the same again, unchanged",
-                lambda way=way: turns.figure(f"{OURS} {way} again"),
-                [],
-                peer,
-                Target(50, "50 ms"),
-            )
-        )
+        peer = beside_px(bench, turns, f"{PX} {way} again")
+        ours = partial(turns.figure, f"{OURS} {way} again")
+        rows.append(row("the same again, unchanged", ours, file_floor, peer, Target(50, "50 ms")))
     return rows

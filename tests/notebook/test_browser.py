@@ -16,6 +16,16 @@ LOAD = "%load_ext flow_nb"
 OURS = ("flow_nb", "flow_sdk", "cellhost", "cellkernel", "follow_cell")
 FLOOD_LINES = 100_000
 FROZEN_MS = 15_000
+CODE_CELLS = """() =>
+  [...document.querySelectorAll(".jp-Cell")].flatMap((cell, at) => (cell.matches(".jp-CodeCell") ? [at] : []))
+"""
+# Until the kernel is connected, JupyterLab shows "idle" and asks which kernel to start when a cell is run.
+CONNECTED = """() => {
+  const panel = document.querySelector(".jp-NotebookPanel:not(.lm-mod-hidden)");
+  const name = panel?.querySelector(".jp-Toolbar-kernelName")?.textContent;
+  const status = panel?.querySelector(".jp-Notebook-ExecutionIndicator")?.dataset.status;
+  return name && name !== "No Kernel" && ["idle", "busy", "unknown"].includes(status);
+}"""
 # The page's longest pause between two turns of its event loop: while it lasts, nothing that a person does is heard.
 WATCH_PAUSES = """() => {
   let last = performance.now();
@@ -47,6 +57,12 @@ def lines_of(page: Page, index: int, name: str) -> list[str]:
     return re.findall(rf"^{name} \d+$", page.output_text(index), re.MULTILINE)
 
 
+def open_notebook(page: Page, path: Path) -> None:
+    page.open(path)
+    page.raw.wait_for_function(CONNECTED)
+    page.wait_kernel("idle")
+
+
 def run(page: Page, index: int) -> None:
     page.run_cell(index)
     page.wait_done(index)
@@ -55,9 +71,10 @@ def run(page: Page, index: int) -> None:
 def test_quickstart_runs_in_a_browser(page: Page, project: Path) -> None:
     copy = project / "quickstart.ipynb"
     copy.write_bytes((ROOT / "notebooks" / "quickstart.ipynb").read_bytes())
-    page.open(copy)
-    code = [at for at, cell in enumerate(page.raw.locator(".jp-Cell").all()) if "jp-CodeCell" in classes(cell)]
-    page.run_all()
+    open_notebook(page, copy)
+    code = page.raw.evaluate(CODE_CELLS)
+    page.raw.locator("#jp-MainMenu .lm-MenuBar-item", has_text=re.compile("^Run$")).click()
+    page.raw.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
     page.wait_done(code[-1], 90)
     load, first, data, train, figure, local, sessions, stop = code
     assert page.output_text(load) == ""
@@ -78,10 +95,6 @@ def test_quickstart_runs_in_a_browser(page: Page, project: Path) -> None:
     page.screenshot("quickstart")
     page.cell(stop).evaluate("cell => cell.scrollIntoView({block: 'end'})")
     page.screenshot("quickstart-end")
-
-
-def classes(cell: object) -> str:
-    return str(cell.get_attribute("class"))  # type: ignore[attr-defined]
 
 
 def is_painted(page: Page, index: int) -> bool:
@@ -112,7 +125,7 @@ def test_a_cell_looks_as_a_local_one_while_it_runs(page: Page, project: Path, tm
     )
     cells = [LOAD, "%%flow\n" + gated(tmp_path, "line", 6), PLOT, wait_for_bar, FAIL]
     cells += ["%%flow\nimport time\nkept = 7\nprint('begun')\ntime.sleep(1000)", "%%flow\nprint('then', kept * 6)"]
-    page.open(write_notebook(project / "looks.ipynb", cells))
+    open_notebook(page, write_notebook(project / "looks.ipynb", cells))
     run(page, 0)
 
     page.run_cell(1)
@@ -184,12 +197,13 @@ def test_a_reloaded_page_and_a_second_notebook_show_a_running_cell(page: Page, p
         ],
     )
     second = write_notebook(project / "second.ipynb", [LOAD, "%flow attach train", "%%flow\nn"])
-    page.open(first)
+    open_notebook(page, first)
     run(page, 0)
     page.run_cell(1)
     page.wait_output(1, "early 0\n")
     page.save()
     page.reload()
+    page.raw.wait_for_function(CONNECTED)
     assert "early 0" in page.output_text(1)
     # It waits in the kernel until the running cell is over.
     page.run_cell(2)
@@ -203,7 +217,7 @@ def test_a_reloaded_page_and_a_second_notebook_show_a_running_cell(page: Page, p
 
     page.run_cell(3)
     page.wait_output(3, "late 0\n")
-    page.open(second)
+    open_notebook(page, second)
     run(page, 0)
     page.run_cell(1)
     page.wait_output(1, "late 0\n")
@@ -245,7 +259,7 @@ def test_closing_everything_loses_nothing(
         "%%flow session=night\n" + gated(tmp_path, "step", 4) + "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2]);",
     ]
     page = visit(lab)
-    page.open(write_notebook(project / "evening.ipynb", cells))
+    open_notebook(page, write_notebook(project / "evening.ipynb", cells))
     run(page, 0)
     page.run_cell(1)
     page.wait_output(1, "step 0\n")
@@ -260,7 +274,7 @@ def test_closing_everything_loses_nothing(
     try:
         page = visit(server)
         later = [LOAD, "%flow attach night", "%%flow session=night\nprint('still', n)"]
-        page.open(write_notebook(project / "morning.ipynb", later))
+        open_notebook(page, write_notebook(project / "morning.ipynb", later))
         run(page, 0)
         run(page, 1)
         page.wait_output(1, "step 3\n")
@@ -275,7 +289,7 @@ def test_closing_everything_loses_nothing(
 
 def test_a_flood_of_lines_leaves_the_page_alive(page: Page, lab: Lab, project: Path) -> None:
     flood = f"%%flow\nfor n in range({FLOOD_LINES}): print('row', n)\nprint('the end')"
-    page.open(write_notebook(project / "flood.ipynb", [LOAD, "%%flow\nx = 5", flood, "%%flow\nx + 1"]))
+    open_notebook(page, write_notebook(project / "flood.ipynb", [LOAD, "%%flow\nx = 5", flood, "%%flow\nx + 1"]))
     run(page, 0)
     run(page, 1)
     page.raw.evaluate(WATCH_PAUSES)

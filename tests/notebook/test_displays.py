@@ -9,6 +9,7 @@ import pytest
 
 import flow_sdk as flow
 from flow_nb import displays
+from flow_sdk import wording
 from tests.notebook.kernel import Notebook
 from tests.notebook.test_cells import data, loaded
 
@@ -84,7 +85,7 @@ def test_volumes_and_offers(flow_home: Path, project: Path) -> None:
     [(0, "0.0 s"), (59.94, "59.9 s"), (1800, "30 min"), (250, "4 min 10 s"), (7500, "2 h 5 min"), (273600, "3 d 4 h")],
 )
 def test_durations_are_said_as_people_do(seconds: float, words: str) -> None:
-    assert displays.duration(seconds) == words
+    assert wording.duration(seconds) == words
 
 
 def test_text_that_steers_a_terminal_is_taken_out() -> None:

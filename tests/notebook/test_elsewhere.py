@@ -18,10 +18,12 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 import flow_sdk as flow
-from tests.notebook.kernel import ANSI_CODE, Notebook
+from tests.notebook.kernel import Notebook
 from tests.notebook.lab import write_notebook
 from tests.notebook.test_cells import cell, data, loaded
 
+# Colours, moves of the cursor, and the window's title.
+ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|\].*?\x07)")
 CELLS = [
     "%load_ext flow_nb",
     "%%flow\nprint('printed', 6 * 7)\nimport pandas\npandas.DataFrame({'loss': [0.5]})",
@@ -37,7 +39,7 @@ def read(path: Path) -> Any:
 
 
 def plain(text: str) -> str:
-    return ANSI_CODE.sub("", text)
+    return re.sub(ESCAPES, "", text)
 
 
 def test_nbclient_executes_cells_of_the_machine(sessions_end: None, project: Path) -> None:
@@ -88,7 +90,7 @@ class Terminal:
         }
         argv = ["-m", "IPython", "--no-banner", "--no-confirm-exit", "--colors=NoColor"]
         self.child = pexpect.spawn(
-            sys.executable, argv, cwd=str(folder), env=environ, dimensions=(50, 160), encoding="utf-8", timeout=60
+            sys.executable, argv, cwd=str(folder), env=environ, dimensions=(50, 160), encoding="utf-8", timeout=20
         )
         self.number = 0
         self.wait_prompt()
@@ -96,16 +98,14 @@ class Terminal:
     def wait_prompt(self) -> str:
         """Waits until the next cell can be typed; returns what was shown since the last was."""
         self.number += 1
-        # Ctrl-C at the prompt and failed cells count as cells, too.
-        self.child.expect(rf"In \[\S*?{self.number}\S*?\]: ")
+        self.child.expect_exact(f"In [{self.number}]:")
         return plain(self.child.before)
 
     def type(self, code: str) -> None:
-        # In a cell magic, an empty line ends the cell.
-        for line in code.splitlines():
+        # Two empty lines end the cell of a cell magic.
+        lines = [*code.splitlines(), "", ""] if code.startswith("%%") else [code]
+        for line in lines:
             self.child.send(line + "\r")
-        if code.startswith("%%"):
-            self.child.send("\r")
 
     def run(self, code: str) -> str:
         self.type(code)
@@ -186,7 +186,7 @@ def test_colabs_old_stack_stops_and_attaches(colab_python: Path, sessions_end: N
         assert stopped.ename == "KeyboardInterrupt" and "time.sleep(1000)" in stopped.traceback
         assert data(cell(notebook, "kept"))["text/plain"] == "5"
         bars = "from ipywidgets import IntProgress\nIntProgress(value=3, max=4)"
-        assert "application/vnd.jupyter.widget-view+json" in data(cell(notebook, bars))
+        assert "application/vnd.jupyter.widget-view+json" in data(cell(notebook, bars), "display_data")
         again = notebook.run("%flow attach old")
         assert again.text.count("begun") == 1
         assert cell(notebook, "kept + 1", "--submit").ename == "NameError"

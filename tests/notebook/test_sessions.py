@@ -45,6 +45,16 @@ def test_named_sessions_are_kept_apart(notebook: Notebook) -> None:
     assert "%flow stop two" in conflict.evalue
 
 
+def test_without_a_name_it_is_the_only_session_there_is(notebook: Notebook) -> None:
+    loaded(notebook)
+    cell(notebook, "x = 'one'", "session=one")
+    assert data(cell(notebook, "x"))["text/plain"] == "'one'"
+    cell(notebook, "x = 'two'", "session=two")
+    unclear = cell(notebook, "x")
+    assert unclear.ename == "ValidationError" and "session=two or session=one" in unclear.evalue
+    assert len(sessions()) == 2
+
+
 def test_settings_that_a_running_session_cannot_get_are_refused(notebook: Notebook) -> None:
     loaded(notebook)
     cell(notebook, "1", "env=COLOR=red")
