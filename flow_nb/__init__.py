@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+PRELOAD_AFTER_S = 0.3
+
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
@@ -18,6 +20,24 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     completer.register(shell)
     displays.register(shell)
     magics.greet()
+    preload()
+
+
+def preload() -> None:
+    """Loads what the first cell needs, a moment later and beside the notebook: while its user types that cell."""
+    import threading
+
+    def load() -> None:
+        import anywidget  # noqa: F401
+
+        import flow_sdk
+
+        # Names of the modules that bring the rest.
+        _ = flow_sdk.Session, flow_sdk.TaskConfig.model_fields
+
+    timer = threading.Timer(PRELOAD_AFTER_S, load)
+    timer.daemon = True
+    timer.start()
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:

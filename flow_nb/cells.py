@@ -6,15 +6,20 @@ import codecs
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flow_sdk as flow
 from flow_nb.render import Screen
 
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
 Reply = dict[str, Any]
 PACE_S = 0.2
+ENDING_WAIT_S = 0.2
 
 
 class Interrupts:
@@ -54,20 +59,17 @@ class Interrupts:
         return True
 
 
-def follow_cell(
-    session: flow.Session, feed: Any, screen: Screen, on_wake: Callable[[], None] = lambda: None, ask: bool = True
-) -> Reply:
+def follow_cell(session: flow.Session, feed: Any, screen: Screen, on_wake: Callable[[], None] | None = None) -> Reply:
     """Shows a cell until it is done.
 
     The first press of the stop button interrupts the cell on the machine, the second offers to end the session, and a
-    third lets go of it.
+    third lets go of it. A notebook that is closed lets go of it at once.
 
     Args:
         session: the machine.
         feed: of the cell.
         screen: where it is shown.
         on_wake: called when something may have changed that is no event.
-        ask: whether the notebook can put a question.
 
     Returns:
         The content of its `execute_reply`.
@@ -81,12 +83,23 @@ def follow_cell(
                 screen.end(session.task.task_id)
                 reply: Reply = feed.reply
                 return reply
-            on_wake()
+            if on_wake is not None:
+                on_wake()
             if interrupts.wait(lambda: feed.wait(PACE_S if screen.waiting else None)):
+                if is_ending(screen.shell):
+                    raise KeyboardInterrupt
                 presses += 1
                 press(session, presses, interrupts)
             if screen.waiting:
                 screen.write_what_fits()
+
+
+def is_ending(shell: InteractiveShell) -> bool:
+    """Whether it was no press: a server that ends or restarts a kernel interrupts it first, and then says so."""
+    deadline = time.monotonic() + ENDING_WAIT_S
+    while not getattr(shell, "exit_now", False) and time.monotonic() < deadline:
+        time.sleep(ENDING_WAIT_S / 20)
+    return bool(getattr(shell, "exit_now", False))
 
 
 def press(session: flow.Session, presses: int, interrupts: Interrupts) -> None:

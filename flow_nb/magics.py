@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import sys
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,12 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_exp
 import flow_sdk as flow
 from flow_nb import arguments, variables
 from flow_nb.arguments import Line, duration_s
-from flow_nb.cells import follow_cell, follow_task, say_it_goes_on
-from flow_nb.render import Screen, plain, remote_error
+from flow_nb.cells import follow_cell, follow_task
+from flow_nb.render import Screen, cell_number, plain, remote_error
+from flow_nb.replay import FIRST_LINE, show_cells, show_missed, show_session
+from flow_nb.sessions import Held, Sessions
 
-IDLE_S = 1800.0
-HARDWARE = ("instance_type", "gpu", "provider", "region", "image")
 NEWEST = 50
-FIRST_LINE = "# %%flow\n"
 
 
 @magics_class
@@ -35,12 +33,7 @@ class FlowMagics(Magics):
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
         self.defaults = Line([], {}, {})
-        self.sessions: list[flow.Session] = []
-        self.journals: dict[str, Any] = {}
-        self.sent: dict[str, variables.Parts] = {}
-        self.panels: dict[str, Any] = {}
-        self.looked_for_sessions = False
-        self.key = notebook_key()
+        self.sessions = Sessions(shell)
 
     @no_var_expand
     @line_cell_magic("flow")  # type: ignore[arg-type]
@@ -105,102 +98,37 @@ class FlowMagics(Magics):
         values = variables.pick(line.own.get("inputs", ()), self.names)
         if line.own.get("submit"):
             return self.submit(line, cell, values)
-        session = self.session(line)
-        self.run(session, cell, values, line.own.get("outputs", []))
+        self.run(self.sessions.for_line(line), cell, values, line.own.get("outputs", []))
         return None
 
-    def run(self, session: flow.Session, cell: str, values: dict[str, Any], outputs: list[str]) -> None:
+    def run(self, held: Held, cell: str, values: dict[str, Any], outputs: list[str]) -> None:
         """Runs a cell in a session; raises what it raised."""
-        task_id = session.task.task_id
+        session, panel, number = held.session, held.panel, cell_number(self.shell)
         session.send_code()
-        parts = variables.send(session, values, self.sent.setdefault(task_id, {}))
-        if task_id not in self.journals:
-            self.journals[task_id] = session.journal()
-        journal = self.journals[task_id]
+        parts = variables.send(session, values, held.sent)
         screen = Screen(self.shell)
-        sent = session.execute(numbered(cell), inputs=parts, outputs=outputs, count=cell_number(self.shell))
-        panel = self.panels.get(task_id)
-        feed = session.feed(journal, sent)
-        reply = follow_cell(session, feed, screen, panel.on_wake if panel else nothing)
+        if panel and held.panel_cell == number:
+            screen.on_clear = panel.show_again
+        sent = session.execute(numbered(cell), inputs=parts, outputs=outputs, count=number)
+        feed = session.feed(held.journal, sent)
+        reply = follow_cell(session, feed, screen, panel.on_wake if panel else None)
         session.note_shown(sent)
         if panel:
             panel.on_end()
         if reply["status"] != "ok":
             raise remote_error(reply, hint_for(reply, self.names))
         if outputs:
-            python = (journal.session or {}).get("python")
+            python = (held.journal.session or {}).get("python")
             self.names.update(variables.fetch(session, variables.saved_parts(reply), python))
-
-    def session(self, line: Line) -> flow.Session:
-        """The session that fits the line, started where there is none."""
-        name = line.own.get("session")
-        config = flow.TaskConfig(**flow.fields_from_text(line.fields))
-        self.look_for_sessions()
-        found = self.fitting(str(name) if name else None, config, set(line.fields))
-        if found is not None:
-            # The one used last is the first to be looked at.
-            self.sessions.remove(found)
-            self.sessions.insert(0, found)
-            return found
-        return self.start(config, str(name) if name else None, line)
-
-    def fitting(self, name: str | None, config: flow.TaskConfig, given: set[str]) -> flow.Session | None:
-        """The session to use: the one of that name; without a name the unnamed one, or else the only one there is."""
-        for session in self.sessions:
-            if not session.is_live:
-                self.forget(session)
-                sys.stderr.write(f"flow: the session {session.task.name} has ended: {session.end_reason}.\n")
-        candidates = [session for session in self.sessions if is_named(session, name)]
-        found = first_fitting(candidates, config, given, may_start=name is None)
-        if found is not None or name is not None or candidates:
-            return found
-        found = first_fitting(self.sessions, config, given, may_start=True)
-        if found is not None and len(self.sessions) > 1:
-            names = [f"session={session.task.name}" for session in self.sessions]
-            raise flow.ValidationError("This notebook has several sessions.", [f"Say which: {' or '.join(names)}."])
-        return found
-
-    def forget(self, session: flow.Session) -> None:
-        """Lets go of a session that has ended."""
-        task_id = session.task.task_id
-        self.sessions = [one for one in self.sessions if one.task.task_id != task_id]
-        for kept in (self.journals, self.sent, self.panels):
-            kept.pop(task_id, None)
-
-    def start(self, config: flow.TaskConfig, name: str | None, line: Line) -> flow.Session:
-        idle_s = duration_s(line.own["idle"]) if "idle" in line.own else IDLE_S
-        tags = [f"notebook:{self.key}", f"session:{name or ''}"]
-        if name and not config.name:
-            config = config.replace(name=name)
-        session = flow.Session.start(config, idle_s=idle_s, tags=tags)
-        self.sessions.insert(0, session)
-        self.journals[session.task.task_id] = session.journal(from_start=True)
-        self.show_panel(session)
-        return session
-
-    def show_panel(self, session: flow.Session) -> None:
-        from flow_nb.panel import Panel
-
-        panel = Panel(session, self.shell)
-        self.panels[session.task.task_id] = panel
-        panel.show()
-
-    def look_for_sessions(self) -> None:
-        """Those that this notebook started before its kernel was started again."""
-        if not self.looked_for_sessions:
-            self.looked_for_sessions = True
-            known = {session.task.task_id for session in self.sessions}
-            found = flow.Session.find(f"notebook:{self.key}")
-            self.sessions += [session for session in found if session.task.task_id not in known]
 
     def greet(self) -> None:
         """After a restart of the kernel: which sessions are still there, and what they showed meanwhile."""
         if "JPY_SESSION_NAME" not in os.environ or not (flow_home() / "flow.db").exists():
             return
-        self.look_for_sessions()
-        for session in self.sessions:
-            print(f"flow: the session {session.task.name} is still there, with its variables.")
-            self.replay_missed(session)
+        for held in self.sessions:
+            print(f"flow: the session {held.name} is still there, with its variables.")
+            if show_missed(held.session, Screen(self.shell)):
+                print(f"flow: a cell is still running in it; %flow attach {held.name} shows it to its end.")
 
     def submit(self, line: Line, cell: str, values: dict[str, Any]) -> flow.Task:
         """The cell as a task of its own."""
@@ -221,7 +149,7 @@ class FlowMagics(Magics):
         task = flow.submit_cells(config, cells, inputs=parts, objects=objects, outputs=outputs)
         if line.own.get("bg"):
             return task
-        reply = self.show_cells(flow.Session(task), "cell")
+        reply = show_cells(flow.Session(task), Screen(self.shell), "cell")
         if reply is not None:
             task.wait()
         if reply is not None and reply["status"] != "ok":
@@ -229,42 +157,6 @@ class FlowMagics(Magics):
         if outputs and reply is not None:
             self.names.update(variables.fetch(flow.Session(task), variables.saved_parts(reply), None))
         return task
-
-    def show_cells(self, session: flow.Session, cell: str | None) -> dict[str, Any] | None:
-        """Shows all that a journal has, and what comes; the stop button ends the showing only.
-
-        Returns:
-            The cell's reply, where it has come.
-        """
-        screen = Screen(self.shell)
-        feed = session.feed(session.journal(from_start=True), cell)
-        try:
-            while not feed.done:
-                for event in feed.available():
-                    self.show_event(screen, event, of_one=cell is not None)
-                if not feed.done:
-                    feed.wait(0.2 if screen.waiting else None)
-                    screen.write_what_fits()
-        except KeyboardInterrupt:
-            screen.end(session.task.task_id)
-            say_it_goes_on(session.task)
-            return None
-        screen.end(session.task.task_id)
-        reply: dict[str, Any] | None = feed.reply
-        return reply
-
-    def show_event(self, screen: Screen, event: dict[str, Any], of_one: bool) -> None:
-        if of_one:
-            screen.show(event)
-        elif event["type"] == "execute_reply":
-            if event["content"]["status"] == "error" and not event["content"].get("shown"):
-                screen.error(event["content"])
-        elif event["type"] == "execute_input":
-            screen.show({"type": "stream", "content": {"name": "stdout", "text": heading(event["content"])}})
-        elif event["type"] == "kernel_restarted":
-            screen.show({"type": "stream", "content": {"name": "stderr", "text": f"{event['content']['reason']}\n"}})
-        else:
-            screen.show(event)
 
     # Lines
 
@@ -317,7 +209,7 @@ class FlowMagics(Magics):
 
         task = notebooks.submit(path, config)
         if not in_background:
-            self.show_cells(flow.Session(task), None)
+            show_cells(flow.Session(task), Screen(self.shell))
             if task.is_done:
                 notebooks.bring_back(task)
         return task
@@ -337,61 +229,25 @@ class FlowMagics(Magics):
             return
         session = flow.Session(task)
         if flow.Session.is_session(task):
-            self.attach(session)
+            if session.is_live:
+                # Its later cells run from here, too.
+                self.sessions.hold(session)
+            show_session(session, Screen(self.shell))
             return
-        self.show_cells(session, None)
+        show_cells(session, Screen(self.shell))
         if task.is_done:
             from flow_nb import notebooks
 
             notebooks.bring_back(task)
 
     def attach_notebook(self) -> None:
-        self.look_for_sessions()
-        if not self.sessions:
+        if not list(self.sessions):
             raise flow.ValidationError(
                 "This notebook has no session to attach to.",
                 ["%flow status lists all tasks; %flow attach TASK takes one."],
             )
-        for session in self.sessions:
-            self.attach(session)
-
-    def attach(self, session: flow.Session) -> None:
-        """All that a session showed, and of its running cell what comes. Its later cells run from here, too."""
-        if session.is_live and session.task.task_id not in {one.task.task_id for one in self.sessions}:
-            self.sessions.insert(0, session)
-        screen = Screen(self.shell)
-        cells = [cell["id"] for cell in session.cells()]
-        open_cells = set(cells)
-        feed = session.feed(session.journal(from_start=True))
-        try:
-            while open_cells and not feed.done:
-                for event in feed.available():
-                    self.show_event(screen, event, of_one=False)
-                    if event["type"] == "execute_reply":
-                        open_cells.discard(event["cell"])
-                        session.note_shown(event["cell"])
-                if open_cells and not feed.done:
-                    feed.wait(0.2 if screen.waiting else None)
-                    screen.write_what_fits()
-        except KeyboardInterrupt:
-            name = session.task.name
-            sys.stderr.write(f"\nThe cell goes on. %flow interrupt {name} interrupts it.\n")
-        screen.end(session.task.task_id)
-
-    def replay_missed(self, session: flow.Session) -> None:
-        """What no notebook has shown to its end; a cell that still runs is left to %flow attach."""
-        missed = set(session.unshown())
-        screen = Screen(self.shell)
-        running = set(missed)
-        for event in session.journal(from_start=True).read():
-            if event["cell"] in missed:
-                self.show_event(screen, event, of_one=False)
-                if event["type"] == "execute_reply":
-                    running.discard(event["cell"])
-                    session.note_shown(event["cell"])
-        screen.end(session.task.task_id)
-        if running:
-            print(f"flow: a cell is still running in it; %flow attach {session.task.name} shows it to its end.")
+        for held in self.sessions:
+            show_session(held.session, Screen(self.shell))
 
     def do_status(self, line: Line) -> Any:
         from flow_nb.displays import task_table
@@ -428,30 +284,29 @@ class FlowMagics(Magics):
     def do_sessions(self, line: Line) -> Any:
         from flow_nb.displays import session_table
 
-        self.look_for_sessions()
-        return session_table([session for session in self.sessions if session.is_live])
+        return session_table([held.session for held in self.sessions])
 
     def do_keep(self, line: Line) -> None:
         if not line.words:
             raise flow.ValidationError("%flow keep needs a time.", ["For example %flow keep 2h."])
         idle_s = duration_s(line.words[0])
-        for session in self.chosen(line.words[1:]):
+        for session in self.sessions.chosen(line.words[1:]):
             session.keep(idle_s)
             print(f"{session.task.name} ends when nothing ran in it for {line.words[0]}.")
 
     def do_stop(self, line: Line) -> None:
-        for session in self.chosen(line.words):
+        for session in self.sessions.chosen(line.words):
             session.stop()
             session.task.wait()
-            self.forget(session)
+            self.sessions.forget(session)
             print(f"{session.task.name} has ended.")
 
     def do_interrupt(self, line: Line) -> None:
-        for session in self.chosen(line.words):
+        for session in self.sessions.chosen(line.words):
             session.interrupt()
 
     def do_restart(self, line: Line) -> None:
-        for session in self.chosen(line.words):
+        for session in self.sessions.chosen(line.words):
             session.restart()
             print(f"{session.task.name} gets a fresh kernel; its variables are gone.")
 
@@ -466,33 +321,10 @@ class FlowMagics(Magics):
 
         return offer_table(flow.Flow().offers(**flow.fields_from_text(line.fields)))
 
-    def chosen(self, words: list[str]) -> list[flow.Session]:
-        """The live sessions that a line names; all of this notebook where it names none."""
-        self.look_for_sessions()
-        live = [session for session in self.sessions if session.is_live]
-        if not words:
-            if not live:
-                raise flow.ValidationError("This notebook has no session.", ["%%flow over a cell starts one."])
-            return live
-        found = []
-        for word in words:
-            mine = [s for s in live if word in (s.task.name, s.task.task_id) or is_named(s, word)]
-            if not mine:
-                task = flow.get_task(word)
-                if not flow.Session.is_session(task):
-                    raise flow.ValidationError(f"{word} is a task and no session.", [f"%flow cancel {word} ends it."])
-                mine = [flow.Session(task)]
-            found += mine
-        return found
-
     def task(self, line: Line) -> flow.Task:
         if len(line.words) != 1:
             raise flow.ValidationError("This needs one task.", ["%flow status lists them."])
         return flow.get_task(line.words[0])
-
-
-def nothing() -> None:
-    """For a session without a panel."""
 
 
 def flow_home() -> Path:
@@ -500,67 +332,10 @@ def flow_home() -> Path:
     return Path(given) if given else Path.home() / ".flow"
 
 
-def notebook_key() -> str:
-    """Names the notebook, where its server says which one it is; else this process."""
-    name = os.environ.get("JPY_SESSION_NAME")
-    return hashlib.sha256(f"{name}\0{Path.cwd()}".encode()).hexdigest()[:16] if name else uuid.uuid4().hex[:16]
-
-
-def is_named(session: flow.Session, name: str | None) -> bool:
-    return f"session:{name or ''}" in session.task.record.config.get("tags", ())
-
-
-def first_fitting(
-    sessions: list[flow.Session], config: flow.TaskConfig, given: set[str], may_start: bool
-) -> flow.Session | None:
-    """The first session that has what is asked for.
-
-    Raises:
-        ValidationError: one has the hardware, but not the rest, which only a new session could have.
-    """
-    for session in sessions:
-        differs = differences(config, session.config, given)
-        if not differs:
-            return session
-        if not (may_start and set(differs) & set(HARDWARE)):
-            raise flow.ValidationError(
-                f"The session {session.task.name} was started with other settings: {', '.join(differs)}.",
-                ["session=OTHER starts another one.", f"%flow stop {session.task.name} ends it; run this again then."],
-            )
-    return None
-
-
-def differences(wanted: flow.TaskConfig, there: flow.TaskConfig, given: set[str]) -> list[str]:
-    """The given fields that a session does not fulfil."""
-    found = []
-    for field in sorted(given - {"name", "tags"}):
-        want, have = getattr(wanted, field), getattr(there, field)
-        if isinstance(want, dict):
-            fits = want.items() <= have.items()
-        elif isinstance(want, list):
-            fits = all(one in have for one in want)
-        else:
-            fits = want == have or (field == "provider" and have is None)
-        if not fits:
-            found.append(field)
-    return found
-
-
-def cell_number(shell: InteractiveShell) -> int:
-    """The running cell's; its shell's counter is one ahead in IPython 9 and not in 8."""
-    history: Any = shell.history_manager
-    return len(history.input_hist_raw) - 1
-
-
 def numbered(cell: str) -> str:
     """The cell with a line for the magic's own, so that line numbers are those the user sees. A cell magic must come
     first, and counts for itself."""
     return cell if cell.lstrip().startswith("%%") else FIRST_LINE + cell
-
-
-def heading(content: dict[str, Any]) -> str:
-    code = content["code"].removeprefix(FIRST_LINE).strip().splitlines() or [""]
-    return f"── In [{content['execution_count']}]: {code[0]}{' …' if len(code) > 1 else ''}\n"
 
 
 def hint_for(reply: dict[str, Any], names: Mapping[str, Any]) -> str | None:

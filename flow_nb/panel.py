@@ -72,6 +72,11 @@ class Panel:
         self.shell.display_pub.publish(*self.widget.bundle())
         self.shell.events.register("post_run_cell", self.after_cell)
 
+    def show_again(self) -> None:
+        """Where the cell that started the session has cleared its output, and the line with it."""
+        if self.widget is not None:
+            self.shell.display_pub.publish(*self.widget.bundle())
+
     def on_wake(self) -> None:
         if self.widget is None or time.monotonic() < self.look_at:
             return
@@ -96,7 +101,7 @@ class Panel:
             self.is_busy, self.look_at = False, 0.0
             if self.idle_s is not None:
                 self.idle_at = time.time() + self.idle_s
-            self.publish()
+            # `after_cell` sends it.
 
     def after_cell(self, result: object = None) -> None:
         with self.lock:

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,10 +16,10 @@ if TYPE_CHECKING:
 Event = dict[str, Any]
 COMMS = ("comm_open", "comm_msg", "comm_close")
 # jupyter_server drops what a kernel sends beyond 1,000,000 bytes/s within 3 s, and all of the cell's output after it
-# (ServerApp.iopub_data_rate_limit), so a flood is slowed to what gets through.
-BURST_CHARS = 1_500_000
-CHARS_PER_S = 500_000
-KEPT_CHARS = 500_000
+# (ServerApp.iopub_data_rate_limit), so a flood is slowed to what gets through, its end included.
+BURST_BYTES = 1_000_000
+BYTES_PER_S = 400_000
+KEPT_CHARS = 300_000
 
 
 class Screen:
@@ -27,18 +28,22 @@ class Screen:
     Args:
         shell: the notebook's.
         limited: whether a server stands between that drops floods; looked up unless said.
+        on_clear: called when the cell's output was cleared.
     """
 
-    def __init__(self, shell: InteractiveShell, limited: bool | None = None) -> None:
+    def __init__(
+        self, shell: InteractiveShell, limited: bool | None = None, on_clear: Callable[[], None] = lambda: None
+    ) -> None:
+        self.on_clear = on_clear
         self.shell = shell
         self.kernel: Any = getattr(shell, "kernel", None)
         self.limited = "JPY_SESSION_NAME" in os.environ if limited is None else limited
-        self.room = float(BURST_CHARS)
+        self.room = float(BURST_BYTES)
         self.filled_at = time.monotonic()
         self.waiting: deque[tuple[str, str]] = deque()
         self.waiting_chars = 0
         self.left_out = 0
-        self.unflushed = False
+        self.unflushed = ""
 
     def show(self, event: Event) -> None:
         kind, content = event["type"], event["content"]
@@ -58,6 +63,7 @@ class Screen:
             from IPython.display import clear_output
 
             clear_output(wait=content.get("wait", False))  # type: ignore[no-untyped-call]
+            self.on_clear()
         elif kind in COMMS:
             self.send(kind, content, event)
 
@@ -71,13 +77,13 @@ class Screen:
 
     def write_what_fits(self) -> None:
         now = time.monotonic()
-        self.room = min(BURST_CHARS, self.room + CHARS_PER_S * (now - self.filled_at))
+        self.room = min(BURST_BYTES, self.room + BYTES_PER_S * (now - self.filled_at))
         self.filled_at = now
         while self.waiting and self.room >= 1:
             name, text = self.waiting.popleft()
             part, rest = text[: int(self.room)], text[int(self.room) :]
             self.write(name, part)
-            self.room -= len(part)
+            self.room -= len(part.encode(errors="replace"))
             self.waiting_chars -= len(part)
             if rest:
                 self.waiting.appendleft((name, rest))
@@ -102,14 +108,16 @@ class Screen:
         self.flush_streams()
 
     def write(self, name: str, text: str) -> None:
-        (sys.stderr if name == "stderr" else sys.stdout).write(text)
-        self.unflushed = True
+        if name != self.unflushed:
+            # Each stream is sent at its own time, and would overtake the other.
+            self.flush_streams()
+        stream_of(name).write(text)
+        self.unflushed = name
 
     def flush_streams(self) -> None:
         if self.unflushed:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            self.unflushed = False
+            stream_of(self.unflushed).flush()
+            self.unflushed = ""
 
     def result(self, content: dict[str, Any]) -> None:
         """As the cell's `Out`, where the shell is a kernel; in a terminal as its text."""
@@ -117,8 +125,7 @@ class Screen:
         if self.kernel is None:
             self.write("stdout", content["data"].get("text/plain", "") + "\n")
             return
-        count = self.shell.execution_count
-        self.send("execute_result", {**content, "execution_count": count}, {})
+        self.send("execute_result", {**content, "execution_count": cell_number(self.shell)}, {})
 
     def error(self, content: dict[str, Any]) -> None:
         """An error of a past cell, as that cell showed it, without failing this one."""
@@ -143,6 +150,16 @@ class Screen:
             ident=self.kernel.topic(kind) if hasattr(self.kernel, "topic") else None,
             buffers=buffers,
         )
+
+
+def stream_of(name: str) -> Any:
+    return sys.stderr if name == "stderr" else sys.stdout
+
+
+def cell_number(shell: InteractiveShell) -> int:
+    """The running cell's; its shell's counter is one ahead in IPython 9 and not in 8."""
+    history: Any = shell.history_manager
+    return len(history.input_hist_raw) - 1
 
 
 class RemoteError(Exception):

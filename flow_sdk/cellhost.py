@@ -48,7 +48,7 @@ FULL_DISK_WAIT_S = 5.0
 TICK_S = 1.0
 POLL_S = 0.02
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-OUTPUTS = ("display_data", "update_display_data", "execute_result", "error", "clear_output", "execute_input")
+OUTPUTS = ("display_data", "update_display_data", "execute_result", "error", "clear_output")
 COMMS = ("comm_open", "comm_msg", "comm_close")
 IN_MODIFY, IN_CLOSE_WRITE = 0x2, 0x8
 KERNEL_END_S = 5.0
@@ -94,6 +94,8 @@ class Journal:
         path = os.path.join(folder, "events.jsonl")
         self.fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         self.seq = cut_and_count(self.fd)
+        self.size = os.fstat(self.fd).st_size
+        self.soft: list[dict[str, Any]] = []
         # Room for a word to the reader when there is no room.
         self.reserve = os.path.join(folder, ".events.spare")
         with open(self.reserve, "wb") as spare:
@@ -123,6 +125,12 @@ class Journal:
             event["metadata"] = metadata
         self.put(event)
 
+    def add_soon(self, kind: str, content: dict[str, Any]) -> None:
+        """Adds an event together with the next one, or in a moment: every write wakes the readers."""
+        self.flush()
+        self.since = time.monotonic()
+        self.soft.append({"cell": self.cell, "type": kind, "content": content, "time": time.time()})
+
     def display(self, kind: str, content: dict[str, Any], metadata: dict[str, Any], buffers: list[str]) -> None:
         size = sum(len(str(value)) for value in (content.get("data") or {}).values()) + sum(map(len, buffers))
         self.display_bytes += size
@@ -141,7 +149,7 @@ class Journal:
     def due_s(self) -> float | None:
         """Seconds until there is something to write; None where there is nothing."""
         now = time.monotonic()
-        waits = [max(0.0, self.since + FLUSH_S - now)] if self.parts else []
+        waits = [max(0.0, self.since + FLUSH_S - now)] if self.parts or self.soft else []
         if self.held or any(pipe.waiting for pipe in self.streams.values()):
             waits.append(max(0.0, self.retry_at - now))
         return min(waits, default=None)
@@ -157,6 +165,8 @@ class Journal:
                 text = text[room:]
             if text:
                 self.keep_tail(name, text)
+        if self.soft and time.monotonic() >= self.since + FLUSH_S:
+            self.put(self.soft.pop())
         self.retry()
 
     def retry(self) -> None:
@@ -203,9 +213,9 @@ class Journal:
 
     def append(self, event: dict[str, Any]) -> int:
         """Writes one line, or none of it: its length, or 0 where the disk is full."""
-        line = {"seq": self.seq + 1, **event}
-        data = json.dumps(line, ensure_ascii=False, default=encode).encode(errors="surrogatepass") + b"\n"
-        end = os.fstat(self.fd).st_size
+        lines = [{"seq": number, **one} for number, one in enumerate([*self.soft, event], self.seq + 1)]
+        texts = [json.dumps(line, ensure_ascii=False, default=encode) + "\n" for line in lines]
+        data = "".join(texts).encode(errors="surrogatepass")
         rest = memoryview(data)
         try:
             while rest:
@@ -213,9 +223,11 @@ class Journal:
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
-            os.ftruncate(self.fd, end)
+            os.ftruncate(self.fd, self.size)
             return 0
-        self.seq += 1
+        self.seq += len(lines)
+        self.size += len(data)
+        self.soft = []
         return len(data)
 
     def say_full(self) -> None:
@@ -322,18 +334,20 @@ class Requests:
                 self.wait_s = TICK_S
 
     def read(self) -> list[dict[str, Any]]:
-        woken = False
-        if self.fd >= 0:
-            try:
-                woken = bool(os.read(self.fd, 1 << 16))
-            except BlockingIOError:
-                woken = False
+        woken = self.was_woken()
         data = b"".join(iter(lambda: os.read(self.file, 1 << 20), b""))
-        if data and not woken and self.wait_s == TICK_S:
+        # What was written between the two looks has woken us by now.
+        if data and not woken and not self.was_woken():
             # Written from another machine, over a network filesystem, which wakes nobody: look often from now on.
             self.wait_s = POLL_S
         *lines, self.rest = (self.rest + data).split(b"\n")
         return [json.loads(line) for line in lines if line]
+
+    def was_woken(self) -> bool:
+        try:
+            return self.fd >= 0 and bool(os.read(self.fd, 1 << 16))
+        except BlockingIOError:
+            return False
 
 
 class Kernel:
@@ -641,6 +655,9 @@ class Host:
         if kind == "stream":
             # Also what threads of former cells print, and those without a cell.
             self.journal.stream(content["name"], content["text"])
+        elif kind == "execute_input" and ours:
+            count = self.running.get("count") if self.running else None
+            self.journal.add_soon(kind, {**content, "execution_count": count or content["execution_count"]})
         elif kind in COMMS or (kind in OUTPUTS and ours) or kind == "update_display_data":
             buffers = [base64.b64encode(part).decode() for part in message.get("buffers", ())]
             self.journal.display(kind, content, message["metadata"], buffers)

@@ -5,6 +5,7 @@ It travels with the cell host and is loaded in the kernel, so it needs only what
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import mmap
 import os
@@ -19,6 +20,7 @@ COPY_BYTES = 1 << 18
 FLUSH_S = 0.05
 MARK = "\0"
 DRAIN_S = 1.0
+SWITCH_S = 0.0002
 TAILS = ("stdout", "stderr")
 RING_BYTES = 1 << 20
 COUNT = struct.Struct("<Q")
@@ -27,8 +29,9 @@ shell: Any = None
 folder = ""
 # Name of an object's parts, as they were saved last under a variable's name.
 saved: dict[str, list[str]] = {}
-drains: list[Callable[[], None]] = []
+drains: list[Callable[[], threading.Event | None]] = []
 rings: dict[str, Ring] = {}
+users_interval_s: float | None = None
 
 
 def install(ipython: Any, node_folder: str, tails: str) -> None:
@@ -52,6 +55,8 @@ def take_count(lines: list[str]) -> list[str]:
     count = (parent.get("metadata") or {}).get("flow_execution_count")
     if count:
         shell.execution_count = count
+    if users_interval_s is not None:
+        sys.setswitchinterval(users_interval_s)
     if not drains:
         # Not earlier: within a cell, IPython has a `write` of its own on the streams, and puts back the former one.
         drains.extend(kept(stream, fd, rings[name]) for name, stream, fd in streams())
@@ -59,43 +64,62 @@ def take_count(lines: list[str]) -> list[str]:
 
 
 def drain(result: Any) -> None:
-    for wait in drains:
-        wait()
+    """Returns when all that programs and C code wrote is in the streams: ipykernel brings it there in threads of its
+    own, which may be late for the end of the cell."""
+    global users_interval_s
+    waits = [mark() for mark in drains]
+    for came in waits:
+        if came is not None:
+            came.wait(DRAIN_S)
+    # Between cells, messages go from thread to thread, and each would wait for the one that is running.
+    users_interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
 
 
 def streams() -> list[tuple[str, Any, int]]:
     return [("stdout", sys.stdout, 1), ("stderr", sys.stderr, 2)]
 
 
-def kept(stream: Any, fd: int, ring: Ring) -> Callable[[], None]:
+def kept(stream: Any, fd: int, ring: Ring) -> Callable[[], threading.Event | None]:
     """Keeps the end of what is written to the stream in the ring.
 
     Returns:
-        A function that returns when all that programs and C code wrote to `fd` is in the stream: ipykernel brings it
-        there in a thread of its own, which may be late for the end of the cell.
+        A function that writes a mark to `fd`, and returns what is set once it has come through to the stream.
     """
     thread = getattr(stream, "watch_fd_thread", None)
-    write, pipe, came = stream.write, os.fstat(fd).st_ino, threading.Event()
+    write, flush, add = stream.write, stream.flush, ring.add
+    pipe, came, pid = os.fstat(fd).st_ino, threading.Event(), os.getpid()
+    is_written = False
 
     def write_and_keep(text: str) -> Any:
-        is_mark = isinstance(text, str) and MARK in text and threading.current_thread() is thread
-        text = text.replace(MARK, "") if is_mark else text
-        if isinstance(text, str):
-            ring.add(text.encode(errors="replace"))
-        written = write(text)
-        if is_mark:
+        nonlocal is_written
+        is_written = True
+        if MARK in text and threading.current_thread() is thread:
+            text = text.replace(MARK, "")
+            add(text.encode(errors="replace"))
+            written = write(text)
             came.set()
-        return written
+            return written
+        add(text.encode(errors="replace"))
+        return write(text)
 
-    def wait() -> None:
+    def flush_written() -> None:
+        nonlocal is_written
+        # Each flush waits for another thread, and the kernel does several for every cell.
+        if is_written or os.getpid() != pid:
+            is_written = False
+            flush()
+
+    def mark() -> threading.Event | None:
         # Not into a file that the user has put in the pipe's place.
-        if thread is not None and os.fstat(fd).st_ino == pipe:
-            came.clear()
-            os.write(fd, MARK.encode())
-            came.wait(DRAIN_S)
+        if thread is None or os.fstat(fd).st_ino != pipe:
+            return None
+        came.clear()
+        os.write(fd, MARK.encode())
+        return came
 
-    stream.write = write_and_keep
-    return wait
+    stream.write, stream.flush = write_and_keep, flush_written
+    return mark
 
 
 class Ring:
@@ -109,23 +133,34 @@ class Ring:
     def __init__(self, path: str) -> None:
         self.lock = threading.Lock()
         self.memory: mmap.mmap | None = None
+        self.size = self.total = 0
         if os.path.exists(path):
             with open(path, "r+b") as file:
                 self.memory = mmap.mmap(file.fileno(), 0)
+            self.size = len(self.memory) - COUNT.size
+            (self.total,) = COUNT.unpack_from(self.memory)
 
     def add(self, data: bytes) -> None:
         if self.memory is None:
             return
         with self.lock:
-            (total,) = COUNT.unpack_from(self.memory)
-            ring_bytes = len(self.memory) - COUNT.size
-            end = total + len(data)
-            data = data[-ring_bytes:]
-            at = (end - len(data)) % ring_bytes
-            first = data[: ring_bytes - at]
-            self.memory[COUNT.size + at : COUNT.size + at + len(first)] = first
-            self.memory[COUNT.size : COUNT.size + len(data) - len(first)] = data[len(first) :]
-            COUNT.pack_into(self.memory, 0, end)
+            at = self.total % self.size + COUNT.size
+            end = at + len(data)
+            if end <= self.size:
+                self.memory[at:end] = data
+            else:
+                self.wrap(data)
+            self.total += len(data)
+            COUNT.pack_into(self.memory, 0, self.total)
+
+    def wrap(self, data: bytes) -> None:
+        assert self.memory is not None
+        start = self.total + max(0, len(data) - self.size)
+        data = data[-self.size :]
+        at = start % self.size
+        first = data[: self.size - at]
+        self.memory[COUNT.size + at : COUNT.size + at + len(first)] = first
+        self.memory[COUNT.size : COUNT.size + len(data) - len(first)] = data[len(first) :]
 
 
 def make_ring(path: str, start: int) -> None:
@@ -236,17 +271,31 @@ def place(data: memoryview, into: str, known: str = "") -> str:
 
 
 def is_content(path: str, data: memoryview) -> bool:
-    """Whether the file holds just that; reading it is several times faster than hashing."""
+    """Whether the file holds just that; comparing is several times faster than hashing."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            if os.fstat(file.fileno()).st_size != len(data):
-                return False
-            block = bytearray(COPY_BYTES)
-            for start in range(0, len(data), COPY_BYTES):
-                read = file.readinto(block)
-                block = block if read == COPY_BYTES else block[:read]
-                if block != data[start : start + COPY_BYTES].tobytes():
-                    return False
-            return True
+        if os.path.getsize(path) != len(data):
+            return False
     except FileNotFoundError:
         return False
+    if not data or data.readonly:
+        return is_read_as(path, data)
+    with open(path, "rb") as file:
+        # Nothing is copied, but ctypes takes only what could be written to.
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    ours, theirs = ctypes.c_char.from_buffer(data), ctypes.c_char.from_buffer(content)
+    size = ctypes.c_size_t(len(data))
+    same = ctypes.CDLL(None).memcmp(ctypes.byref(ours), ctypes.byref(theirs), size) == 0
+    del ours, theirs
+    content.close()
+    return bool(same)
+
+
+def is_read_as(path: str, data: memoryview) -> bool:
+    with open(path, "rb", buffering=0) as file:
+        block = bytearray(COPY_BYTES)
+        for start in range(0, len(data), COPY_BYTES):
+            read = file.readinto(block) or 0
+            block = block if read == COPY_BYTES else block[:read]
+            if block != data[start : start + COPY_BYTES].tobytes():
+                return False
+    return True

@@ -76,6 +76,7 @@ class Session:
         self._folder = self._directory.node(0)
         self._ended = Ended(task, 0)
         self._watch: Watch | None = None
+        self._noted: tuple[int, dict[str, Any]] | None = None
         self.own_cells: set[str] = set()
         self.config = task.config
 
@@ -139,7 +140,10 @@ class Session:
         """Why it has ended, in a person's words."""
         said = (Journal(self._folder).last("session_ended") or {}).get("reason")
         task = self.task
-        return str(said if said and said != STOPPED else task.reason or task.status).rstrip(".")
+        if said and said != STOPPED:
+            return str(said)
+        by_me = task.reason == f"Cancelled by {whoami()}."
+        return STOPPED if by_me else str(task.reason or task.status).rstrip(".")
 
     def execute(
         self,
@@ -194,10 +198,7 @@ class Session:
         if packed is None:
             return False
         note = self._directory.path / "code.json"
-        try:
-            before = json.loads(note.read_bytes())
-        except FileNotFoundError:
-            before = {"sha256": self.task.record.bundle_sha256, "path": self.task.record.bundle}
+        before = self._code_sent(note)
         if before["sha256"] == packed.sha256:
             return False
         name = f"{packed.sha256}.tar.gz"
@@ -208,6 +209,16 @@ class Session:
         self._request({"do": "code", "bundle": name, "before": names_in(before["path"])})
         write_private(note, json.dumps({"sha256": packed.sha256, "path": str(packed.path)}).encode())
         return True
+
+    def _code_sent(self, note: Path) -> dict[str, Any]:
+        """What the machine has of the code; another notebook may have sent it."""
+        try:
+            stamp = note.stat().st_mtime_ns
+        except FileNotFoundError:
+            return {"sha256": self.task.record.bundle_sha256, "path": self.task.record.bundle}
+        if self._noted is None or self._noted[0] != stamp:
+            self._noted = stamp, json.loads(note.read_bytes())
+        return self._noted[1]
 
     def put(self, data: memoryview, known: str = "") -> str:
         """Places one object by its content, once.

@@ -153,7 +153,7 @@ def test_the_machine_goes_away_between_two_cells(notebook: Notebook, flow_home: 
     session.task.cancel()
     session.task.wait(20)
     result = cell(notebook, "x")
-    assert "Cancelled" in result.errors_text and result.ename == "NameError"
+    assert "has ended: stopped" in result.errors_text and result.ename == "NameError"
 
 
 def test_a_host_that_is_started_again_goes_on(notebook: Notebook, flow_home: Path) -> None:  # noqa: F811

@@ -38,9 +38,17 @@ SETTINGS = {
 }
 INDICATOR = ".jp-Notebook-ExecutionIndicator"
 # What an older run left in a cell must not pass for what the next one shows: JupyterLab takes it away at its own time.
+START_TRIES, START_TRY_S = 5, 4
 FORGET = """cell => {
   for (const output of cell.querySelectorAll(".jp-OutputArea-child")) output.dataset.old = "";
   for (const prompt of cell.querySelectorAll(".jp-InputPrompt")) prompt.textContent = "[ ]:";
+}"""
+# Until the kernel is connected, JupyterLab shows "idle" and asks which kernel to start when a cell is run.
+CONNECTED = """() => {
+  const panel = document.querySelector(".jp-NotebookPanel:not(.lm-mod-hidden)");
+  const name = panel?.querySelector(".jp-Toolbar-kernelName")?.textContent;
+  const status = panel?.querySelector(".jp-Notebook-ExecutionIndicator")?.dataset.status;
+  return name && name !== "No Kernel" && ["idle", "busy", "unknown"].includes(status);
 }"""
 NOTEBOOK_HAS_KEYBOARD = """() =>
   !document.querySelector(".jp-NotebookPanel .jp-Spinner") && document.activeElement?.closest(".jp-Notebook")
@@ -170,16 +178,26 @@ class Page:
     def run_cell(self, index: int) -> None:
         """Selects the cell and presses Ctrl+Enter; waits for its start, not for its end."""
         self.cell(index).evaluate(FORGET)
-        self.cell(index).locator(".jp-InputPrompt").click()
-        self.raw.keyboard.press("Escape")
-        self.raw.keyboard.press("Control+Enter")
+        prompt = self.cell(index).locator(".jp-InputPrompt")
+        before = prompt.text_content()
+        for _ in range(START_TRIES):
+            prompt.click()
+            self.raw.keyboard.press("Escape")
+            self.raw.keyboard.press("Control+Enter")
+            try:
+                expect(prompt).not_to_have_text(before or "", timeout=START_TRY_S * 1000)
+                return
+            except AssertionError:
+                # A page that is busy loses keys; one that took them shows [*] at once.
+                continue
         self._wait_started(index)
 
     def run_all(self) -> None:
         for cell in self._cells().all():
             cell.evaluate(FORGET)
         self._menu("Run", "runmenu:run-all")
-        self._wait_started(0)
+        # Cells of text never start.
+        expect(self.raw.locator(".jp-CodeCell .jp-InputPrompt").first).not_to_have_text("[ ]:", timeout=10_000)
 
     def _wait_started(self, index: int) -> None:
         expect(self.cell(index).locator(".jp-InputPrompt")).not_to_have_text("[ ]:", timeout=10_000)
@@ -210,6 +228,7 @@ class Page:
     def _wait_loaded(self, timeout_s: float) -> None:
         # While the spinner is there, it has the keyboard.
         self.raw.wait_for_function(NOTEBOOK_HAS_KEYBOARD, timeout=timeout_s * 1000)
+        self.raw.wait_for_function(CONNECTED, timeout=timeout_s * 1000)
 
     def is_running(self, index: int) -> bool:
         return "[*]" in self.cell(index).locator(".jp-InputPrompt").inner_text()

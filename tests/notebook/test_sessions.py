@@ -440,7 +440,8 @@ def test_a_server_that_drops_floods_gets_them_at_its_pace(
         result = cell(notebook, "for n in range(100_000): print(n, 'x' * 80)\nprint('the end')")
         assert result.text.startswith("0 xxx") and result.text.endswith("the end\n")
         assert "characters are left out here; `%flow logs" in result.errors_text
-        assert result.message_bytes < 4_000_000
+        # It drops what comes faster than 1 MB/s within 3 s.
+        assert result.message_bytes < 2_000_000 + 500_000 * result.seconds
 
 
 @pytest.mark.timeout(900)
