@@ -44,6 +44,7 @@ class Panel:
         self.is_busy = self.is_stopping = self.is_over = False
         self.since = time.time()
         self.look_at = 0.0
+        self.published: tuple[Any, ...] = ()
 
     @property
     def line(self) -> str:
@@ -141,6 +142,10 @@ class Panel:
         if self.widget is None or self.is_over:
             return
         task = self.session.task
+        known = (self.is_stopping, self.is_busy, self.idle_s, self.idle_at and self.idle_at // self.moved_s)
+        if self.idle_s is not None and known == self.published and self.session.is_live:
+            return
+        self.published = known
         values: dict[str, Any] = {"reason": "", "since": self.since, "idle_s": self.idle_s}
         if not self.session.is_live:
             values |= {"state": "ended", "reason": self.session.end_reason, "ended_at": seconds(task.ended_at)}
@@ -155,11 +160,18 @@ class Panel:
             values["state"] = "running" if self.is_busy else "idle"
             if self.widget.started_at is None:
                 values["started_at"] = seconds(task.started_at)
-        if self.idle_at is not None and abs(self.idle_at - (self.widget.idle_at or 0.0)) > MOVED_S:
+        if self.idle_at is not None and abs(self.idle_at - (self.widget.idle_at or 0.0)) > self.moved_s:
             values["idle_at"] = self.idle_at
-        with self.widget.hold_sync():
-            for name, value in values.items():
-                setattr(self.widget, name, value)
+        changed = {name: value for name, value in values.items() if getattr(self.widget, name) != value}
+        if changed:
+            with self.widget.hold_sync():
+                for name, value in changed.items():
+                    setattr(self.widget, name, value)
+
+    @property
+    def moved_s(self) -> float:
+        """By how much the countdown may be off before it is corrected: a cell resets it, and many are short."""
+        return max(MOVED_S, (self.idle_s or 0.0) / 60)
 
     # Buttons
 

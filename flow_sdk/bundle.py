@@ -141,6 +141,19 @@ def pack(root: Path, into: Path, *, limit_bytes: int = LIMIT_BYTES, without: byt
     )
 
 
+def folders(root: Path, into: Path, *, without: bytes = b"") -> list[Path]:
+    """The folders that were packed the last time, the project's top first; empty where that is not known."""
+    import json
+
+    top = _top(Path(root))
+    try:
+        packed = json.loads(_cache_path(top, Path(into), without).read_bytes())["packed"]
+        below = [Path(os.fsdecode(top), path) for path, mode, *_ in packed if stat.S_ISDIR(mode)]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+    return [Path(os.fsdecode(top)), *below]
+
+
 def _pack_once(top: bytes, into: Path, limit_bytes: int, without: bytes) -> Bundle:
     started_ns = time.time_ns()
     tree, total_bytes = _scan(top, _flow_folder(top, into), without, started_ns, limit_bytes * _BEST_RATIO)

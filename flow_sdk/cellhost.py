@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import ctypes
 import errno
+import gc
 import json
 import os
 import select
@@ -511,6 +512,8 @@ class Host:
         signal.signal(signal.SIGTERM, self.on_sigterm)
         before = self.journal.seq
         self.start_kernel()
+        # What is there now stays, and need not be looked through again and again.
+        gc.freeze()
         if before:
             self.resume()
         try:

@@ -41,6 +41,7 @@ NOTEBOOKS = b".ipynb"
 STOPPED = "stopped"
 """What the host says of an end that others know more about."""
 LOST_LOG_BYTES = 1 << 20
+MOST_WATCHED = 500
 LATE = ("stream", "comm_msg", "update_display_data")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -76,6 +77,7 @@ class Session:
         self._folder = self._directory.node(0)
         self._ended = Ended(task, 0)
         self._watch: Watch | None = None
+        self._code: tuple[Path, Watch] | None = None
         self._noted: tuple[int, dict[str, Any]] | None = None
         self.own_cells: set[str] = set()
         self.config = task.config
@@ -194,9 +196,13 @@ class Session:
         Raises:
             ValidationError, UploadTooLargeError: it cannot be sent.
         """
-        packed = pack_code(self.config, Path(root or Path.cwd()), NOTEBOOKS)
+        folder = Path(root or Path.cwd())
+        if self._code is not None and self._code[0] == folder and not self._code[1].has_changed():
+            return False
+        packed = pack_code(self.config, folder, NOTEBOOKS)
         if packed is None:
             return False
+        self._watch_code(folder, packed.sha256)
         note = self._directory.path / "code.json"
         before = self._code_sent(note)
         if before["sha256"] == packed.sha256:
@@ -209,6 +215,28 @@ class Session:
         self._request({"do": "code", "bundle": name, "before": names_in(before["path"])})
         write_private(note, json.dumps({"sha256": packed.sha256, "path": str(packed.path)}).encode())
         return True
+
+    def _watch_code(self, folder: Path, sha256: str) -> None:
+        """Has the kernel tell when something in the folder changes, so that most cells need not look."""
+        from flow_sdk import bundle
+
+        if self._code is not None:
+            self._code[1].close()
+        self._code = None
+        below = bundle.folders(folder, settings.home() / "bundles", without=NOTEBOOKS)
+        if not 0 < len(below) <= MOST_WATCHED:
+            return
+        try:
+            watch = Watch(below)
+        except OSError:
+            # A folder that has just gone: the next cell looks again.
+            return
+        # What changed while the watch was being set up is seen now.
+        again = pack_code(self.config, folder, NOTEBOOKS)
+        if again is not None and again.sha256 == sha256:
+            self._code = folder, watch
+        else:
+            watch.close()
 
     def _code_sent(self, note: Path) -> dict[str, Any]:
         """What the machine has of the code; another notebook may have sent it."""

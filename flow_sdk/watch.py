@@ -14,10 +14,10 @@ from typing import Any
 
 POLL_S = 0.05
 NETWORK_FILESYSTEMS = ("nfs", "lustre", "cifs", "smb", "9p", "gpfs", "beegfs", "ceph", "afs", "fuse")
-IN_MODIFY, IN_CLOSE_WRITE, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x2, 0x8, 0x80, 0x100, 0x200
+IN_MODIFY, IN_CLOSE_WRITE, IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x2, 0x8, 0x40, 0x80, 0x100, 0x200
 ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\043", "#"), ("\\134", "\\"))
 """How the kernel writes a mount point (`mangle_path` in fs/seq_file.c), in the order to undo it."""
-MASK = IN_MODIFY | IN_CLOSE_WRITE | IN_MOVED_TO | IN_CREATE | IN_DELETE
+MASK = IN_MODIFY | IN_CLOSE_WRITE | IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE
 
 
 class Watch:
@@ -53,6 +53,13 @@ class Watch:
             time.sleep(min(POLL_S, timeout_s))
         elif self._poller.poll(timeout_s * 1000):
             os.read(self._fd, 1 << 16)
+
+    def has_changed(self) -> bool:
+        """Whether there was a change since the last look; also where that cannot be known."""
+        if self._fd >= 0 and not self._poller.poll(0):
+            return False
+        self.wait(0.0)
+        return True
 
     def close(self) -> None:
         if self._fd < 0:
