@@ -20,17 +20,18 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     completer.register(shell)
     displays.register(shell)
     magics.greet()
-    preload()
+    preload(with_widgets=getattr(shell, "kernel", None) is not None)
 
 
-def preload() -> None:
+def preload(with_widgets: bool) -> None:
     """Loads what the first cell needs, a moment later and beside the notebook: while its user types that cell."""
     import threading
 
     def load() -> None:
-        import anywidget  # noqa: F401
-
         import flow_sdk
+
+        if with_widgets:
+            import anywidget  # noqa: F401
 
         # Names of the modules that bring the rest.
         _ = flow_sdk.Session, flow_sdk.TaskConfig.model_fields

@@ -75,6 +75,11 @@ def read(line: str, names: Mapping[str, Any]) -> Line:
             continue
         if value is None:
             value = next(waiting, None)
+        while value is not None and name in ("inputs", "outputs") and value[-1:] == [","]:
+            # People put a blank behind a comma.
+            value = [*value, *next(waiting, [])]
+            if value[-1] == ",":
+                break
         if value is None:
             raise flow.ValidationError(f"The option {key!r} needs a value.", [f"For example {key}=…"])
         put(found, name, evaluate(value, names))
@@ -185,15 +190,25 @@ def option(key: str) -> str:
     raise no_option(key)
 
 
-def no_option(word: str) -> flow.ValidationError:
+class NoOption(flow.ValidationError):
+    """An option that does not exist."""
+
+
+NoOption.__name__ = NoOption.__qualname__ = "ValidationError"
+
+
+def no_option(word: str) -> NoOption:
     name = re.split("[=\\s]", word.lstrip("-"))[0].replace("-", "_")
     near = [f"Did you mean {one}=…?" for one in get_close_matches(name, known(), n=2)]
-    return flow.ValidationError(f"There is no option {word!r}.", near or ["%%flow? lists all options."])
+    return NoOption(f"There is no option {word!r}.", near or ["%%flow? lists all options."])
 
 
 def put(line: Line, name: str, value: Any) -> None:
     if name in ("inputs", "outputs"):
         names = value if isinstance(value, (list, tuple)) else re.split(r"[,\s]+", str(value).strip(", "))
+        wrong = [one for one in names if not str(one).isidentifier()]
+        if wrong:
+            raise flow.ValidationError(f"{wrong[0]!r} is no variable's name.", ["For example -i df,cfg"])
         line.own[name] = [*line.own.get(name, []), *names]
     elif name in OWN:
         line.own[name] = value

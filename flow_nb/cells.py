@@ -12,13 +12,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import flow_sdk as flow
-from flow_nb.render import Screen
+from flow_nb.render import PACE_S, Screen
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 Reply = dict[str, Any]
-PACE_S = 0.2
 ENDING_WAIT_S = 0.2
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,8 @@ class FlowMagics(Magics):
             %flow keep 2h [NAME]               let it live so long when nothing runs
             %flow volumes                      storage that stays
             %flow gpus                         what can be had
-            %flow defaults gpu=a100 …          settings for all cells of this notebook; alone: show them
+            %flow defaults gpu=a100 …          settings for all cells of this notebook; alone: show them;
+                                               %flow defaults clear: none
         """
         try:
             if cell is None:
@@ -82,6 +83,9 @@ class FlowMagics(Magics):
             return self.on_cell(line, cell)
         except flow.FlowError as error:
             raise plain(error) from None
+        except KeyboardInterrupt:
+            # With nothing to show of where Flow was.
+            raise plain(KeyboardInterrupt("stopped")) from None
 
     @property
     def names(self) -> dict[str, Any]:
@@ -95,6 +99,12 @@ class FlowMagics(Magics):
         line = arguments.read(text, self.names).over(self.defaults)
         if line.words:
             raise arguments.no_option(line.words[0])
+        if line.own.get("bg") and not line.own.get("submit"):
+            raise flow.ValidationError(
+                "--bg goes with --submit: a session's cell is waited for.", ["%%flow --submit --bg"]
+            )
+        if cell.lstrip().startswith("%%flow"):
+            raise flow.ValidationError("There is a %%flow within the %%flow.", ["Remove one of them."])
         values = variables.pick(line.own.get("inputs", ()), self.names)
         if line.own.get("submit"):
             return self.submit(line, cell, values)
@@ -165,6 +175,9 @@ class FlowMagics(Magics):
         verbs = {name[3:]: getattr(self, name) for name in dir(self) if name.startswith("do_")}
         if not verb:
             return self.do_sessions(Line([], {}, {}))
+        if verb in ("help", "-h", "--help"):
+            print(inspect.getdoc(type(self).on_flow))
+            return None
         if verb not in verbs:
             from difflib import get_close_matches
 
@@ -173,11 +186,17 @@ class FlowMagics(Magics):
                 f"There is no %flow {verb!r}.",
                 near or [f"There is: {', '.join(sorted(verbs))}.", "%flow? explains them."],
             )
-        return verbs[verb](arguments.read(rest, self.names))
+        try:
+            return verbs[verb](arguments.read(rest, self.names))
+        except arguments.NoOption as error:
+            quoted = [f'A command with options of its own goes in quotes: %flow run "{rest}".'] if verb == "run" else []
+            raise flow.ValidationError(error.message, [*error.suggestions, *quoted]) from None
 
     def do_defaults(self, line: Line) -> None:
         """Settings for all cells of the notebook."""
-        if line.words:
+        if line.words == ["clear"]:
+            self.defaults = Line([], {}, {})
+        elif line.words:
             raise arguments.no_option(line.words[0])
         if line.fields or line.own:
             flow.TaskConfig(**flow.fields_from_text(line.fields))
@@ -212,11 +231,12 @@ class FlowMagics(Magics):
             show_cells(flow.Session(task), Screen(self.shell))
             if task.is_done:
                 notebooks.bring_back(task)
+                task.wait(check=True)
         return task
 
     def follow(self, task: flow.Task) -> None:
-        if follow_task(task, Screen(self.shell)) and task.status != "completed":
-            sys.stderr.write(f"flow: {task.name} {task.status.replace('_', ' ')}: {task.reason}\n")
+        if follow_task(task, Screen(self.shell)):
+            task.wait(check=True)
 
     def do_attach(self, line: Line) -> None:
         """Shows again what a task or session showed, and what comes."""
@@ -304,6 +324,7 @@ class FlowMagics(Magics):
     def do_interrupt(self, line: Line) -> None:
         for session in self.sessions.chosen(line.words):
             session.interrupt()
+            print(f"{session.task.name} is interrupted, if a cell runs in it.")
 
     def do_restart(self, line: Line) -> None:
         for session in self.sessions.chosen(line.words):

@@ -19,7 +19,8 @@ COMMS = ("comm_open", "comm_msg", "comm_close")
 # (ServerApp.iopub_data_rate_limit), so a flood is slowed to what gets through, its end included.
 BURST_BYTES = 1_000_000
 BYTES_PER_S = 400_000
-KEPT_CHARS = 300_000
+KEPT_CHARS = 2_000_000
+PACE_S = 0.2
 
 
 class Screen:
@@ -64,6 +65,8 @@ class Screen:
 
             clear_output(wait=content.get("wait", False))  # type: ignore[no-untyped-call]
             self.on_clear()
+        elif kind == "kernel_restarted":
+            self.stream("stderr", f"flow: {content['reason']}.\n")
         elif kind in COMMS:
             self.send(kind, content, event)
 
@@ -101,10 +104,11 @@ class Screen:
         if self.left_out:
             said = f"{self.left_out:,} characters are left out here; `%flow logs {log_of}` has all that was printed"
             self.write("stderr", f"\n… {said} …\n")
-        for name, text in self.waiting:
-            self.write(name, text)
-        self.waiting.clear()
-        self.waiting_chars = self.left_out = 0
+        self.left_out = 0
+        while self.waiting:
+            self.write_what_fits()
+            if self.waiting:
+                time.sleep(PACE_S)
         self.flush_streams()
 
     def write(self, name: str, text: str) -> None:
@@ -122,6 +126,10 @@ class Screen:
     def result(self, content: dict[str, Any]) -> None:
         """As the cell's `Out`, where the shell is a kernel; in a terminal as its text."""
         self.flush_streams()
+        if type(self.shell.display_pub).__name__ == "CapturingDisplayPublisher":
+            # Under %%capture.
+            self.shell.display_pub.publish(content["data"], content.get("metadata") or {})
+            return
         if self.kernel is None:
             self.write("stdout", content["data"].get("text/plain", "") + "\n")
             return
@@ -191,7 +199,7 @@ def remote_error(reply: dict[str, Any], hint: str | None) -> RemoteError:
 class Plain(Exception):
     """An error of Flow's, shown as its sentence and suggestions without a traceback."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
         self.error = error
 
@@ -199,6 +207,6 @@ class Plain(Exception):
         return [f"{type(self.error).__name__}: {self.error}"]
 
 
-def plain(error: Exception) -> Plain:
+def plain(error: BaseException) -> Plain:
     named: type[Plain] = type(type(error).__name__, (Plain,), {})
     return named(error)

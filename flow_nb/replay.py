@@ -6,8 +6,8 @@ import sys
 from typing import Any
 
 import flow_sdk as flow
-from flow_nb.cells import PACE_S, say_it_goes_on
-from flow_nb.render import Screen
+from flow_nb.cells import say_it_goes_on
+from flow_nb.render import PACE_S, Screen
 
 FIRST_LINE = "# %%flow\n"
 
@@ -83,7 +83,7 @@ def show_one_of_many(screen: Screen, event: dict[str, Any]) -> None:
     elif kind == "execute_input":
         screen.stream("stdout", heading(content))
     elif kind == "kernel_restarted":
-        screen.stream("stderr", f"{content['reason']}\n")
+        screen.stream("stderr", f"flow: {content['reason']}.\n")
     else:
         screen.show(event)
 

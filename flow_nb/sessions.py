@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ class Held:
         sent: what the variables were made of that were sent last.
         panel: its line, where this notebook started it.
         panel_cell: the number of the cell that shows the line.
+        idle_s: what its cells asked for last.
     """
 
     session: flow.Session
@@ -40,6 +42,7 @@ class Held:
     sent: Parts = field(default_factory=dict)
     panel: Any = None
     panel_cell: int = 0
+    idle_s: float | None = None
 
     @property
     def name(self) -> str:
@@ -81,8 +84,12 @@ class Sessions:
         """The session that fits a cell's line, started where there is none."""
         name = str(line.own["session"]) if line.own.get("session") else None
         config = flow.TaskConfig(**flow.fields_from_text(line.fields))
+        idle_s = duration_s(line.own["idle"]) if "idle" in line.own else None
         self.look()
-        found = self.fitting(name, config, set(line.fields)) or self.start(config, name, line)
+        found = self.fitting(name, config, set(line.fields)) or self.start(config, name, idle_s)
+        if idle_s is not None and idle_s != found.idle_s:
+            found.session.keep(idle_s)
+            found.idle_s = idle_s
         self.held.remove(found)
         self.held.insert(0, found)
         return found
@@ -102,14 +109,14 @@ class Sessions:
             raise flow.ValidationError("This notebook has several sessions.", [f"Say which: {' or '.join(names)}."])
         return found
 
-    def start(self, config: flow.TaskConfig, name: str | None, line: Line) -> Held:
+    def start(self, config: flow.TaskConfig, name: str | None, idle_s: float | None) -> Held:
         from flow_nb.panel import Panel
 
-        idle_s = duration_s(line.own["idle"]) if "idle" in line.own else IDLE_S
         if name and not config.name:
             config = config.replace(name=name)
         tags = [f"notebook:{self.key}", f"session:{name or ''}"]
-        held = self.hold(flow.Session.start(config, idle_s=idle_s, tags=tags), from_start=True)
+        held = self.hold(flow.Session.start(config, idle_s=idle_s or IDLE_S, tags=tags), from_start=True)
+        held.idle_s = idle_s
         held.panel, held.panel_cell = Panel(held.session, self.shell), cell_number(self.shell)
         held.panel.show()
         return held
@@ -133,12 +140,19 @@ def matching(word: str, live: list[flow.Session]) -> list[flow.Session]:
     mine = [one for one in live if word in (one.task.name, one.task.task_id) or is_named(one, word)]
     if mine:
         return mine
-    task = flow.get_task(word)
+    try:
+        task = flow.get_task(word)
+    except flow.ResourceNotFoundError:
+        there = ", ".join(one.task.name for one in live)
+        raise flow.ResourceNotFoundError(
+            f"There is no session {word!r}.", [f"This notebook has: {there}." if there else "This notebook has none."]
+        ) from None
     if not flow.Session.is_session(task):
         raise flow.ValidationError(f"{word} is a task and no session.", [f"%flow cancel {word} ends it."])
     return [flow.Session(task)]
 
 
+@cache
 def notebook_key() -> str:
     """Names the notebook, where its server says which one it is; else this process."""
     name = os.environ.get("JPY_SESSION_NAME")

@@ -12,6 +12,7 @@ from typing import Any
 
 import flow_sdk as flow
 
+SHELL_NAMES = ("In", "Out", "exit", "quit", "open", "get_ipython")
 Parts = dict[str, list[str]]
 
 
@@ -44,7 +45,8 @@ def pick(names: Iterable[str], space: Mapping[str, Any]) -> dict[str, Any]:
         if name not in space:
             from difflib import get_close_matches
 
-            near = [f"Did you mean {one}?" for one in get_close_matches(name, space, n=2)]
+            own = [one for one in space if one.isidentifier() and not one.startswith("_") and one not in SHELL_NAMES]
+            near = [f"Did you mean {one}?" for one in get_close_matches(name, own, n=2)]
             raise flow.ValidationError(f"There is no variable {name!r} in the notebook to send.", near)
     return {name: space[name] for name in names}
 
@@ -73,10 +75,12 @@ def saved_parts(reply: dict[str, Any]) -> Parts:
         ValidationError: it could not store them.
     """
     saved = reply.get("user_expressions", {}).get("saved", {})
+    if saved.get("ename") == "KeyboardInterrupt":
+        raise flow.ValidationError("Bringing the variables back was stopped.", ["They are still on the machine."])
     if saved.get("status") != "ok":
         raise flow.ValidationError(
             f"{saved.get('evalue', 'the variables did not come back')}.",
-            ["-o brings back what the cell leaves under that name."],
+            ["Bring back what it is made from."] if saved.get("ename") == "TypeError" else [],
         )
     found: Parts = ast.literal_eval(saved["data"]["text/plain"])
     return found

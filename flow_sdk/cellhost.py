@@ -54,6 +54,7 @@ COMMS = ("comm_open", "comm_msg", "comm_close")
 IN_MODIFY, IN_CLOSE_WRITE = 0x2, 0x8
 KERNEL_END_S = 5.0
 SIGTERM_WAIT_S = 0.3
+INTERRUPT_AGAIN_S = 0.3
 
 
 class Pipe:
@@ -462,7 +463,7 @@ class Kernel:
         memory = " (signal 9 most often means that the machine ran out of memory)" if code == -signal.SIGKILL else ""
         with open(self.log_path, "rb") as log:
             log.seek(max(0, os.fstat(log.fileno()).st_size - 2000))
-            last = log.read().decode(errors="replace").strip().splitlines()
+            last = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
         return f"ended {how}{memory}" + (f"; its last words: {last[-1]}" if last and code >= 0 else "")
 
     def close(self) -> None:
@@ -502,6 +503,8 @@ class Host:
         self.message_id = self.inputs_id = ""
         self.reply: dict[str, Any] | None = None
         self.idle = False
+        self.is_begun = self.interrupt_later = False
+        self.interrupt_again_at = 0.0
         self.idle_s = float(os.environ.get("FLOW_IDLE_S") or IDLE_S)
         self.active_at = time.monotonic()
         self.end_reason: str | None = None
@@ -532,7 +535,7 @@ class Host:
         begun, done = cells_in(os.path.join(self.folder, "events.jsonl"))
         why = "the session was started again; its variables are gone"
         self.journal.begin("")
-        self.journal.add("kernel_restarted", {"reason": why})
+        self.journal.add("kernel_restarted", {"reason": why, "told": False})
         waiting: list[dict[str, Any]] = []
         for request in self.requests.read():
             if request["do"] == "keep":
@@ -571,15 +574,19 @@ class Host:
     def step(self) -> None:
         due_s = self.journal.due_s()
         wait_s = self.requests.wait_s if due_s is None else min(due_s, self.requests.wait_s)
+        if self.interrupt_again_at:
+            wait_s = min(wait_s, INTERRUPT_AGAIN_S)
         ready = dict(self.poller.poll(max(0, wait_s * 1000)))
-        for request in self.requests.read():
-            self.take(request)
+        self.take_all(self.requests.read())
         self.drain(self.kernel.iopub, self.on_iopub)
         self.drain(self.kernel.shell, self.on_reply)
         if self.journal.due_s() == 0.0:
             self.journal.flush()
         if self.kernel.pidfd in ready or (self.kernel.pidfd < 0 and not ready):
             self.look_at_kernel()
+        if self.running and 0 < self.interrupt_again_at < time.monotonic():
+            self.interrupt_again_at = 0.0
+            self.kernel.interrupt()
         if self.running or self.queue:
             self.active_at = time.monotonic()
         elif self.once:
@@ -595,6 +602,15 @@ class Host:
                 return
             take(message)
 
+    def take_all(self, requests: list[dict[str, Any]]) -> None:
+        """Takes requests in their order; cells that were interrupted before they were even seen do not run."""
+        for number, request in enumerate(requests):
+            is_stopped = any(later["do"] == "interrupt" for later in requests[number:])
+            if request["do"] == "execute" and is_stopped:
+                self.refuse(request, "KeyboardInterrupt", "it was stopped before it began")
+            else:
+                self.take(request)
+
     def take(self, request: dict[str, Any]) -> None:
         do = request.get("do")
         if do in ("execute", "code"):
@@ -606,7 +622,11 @@ class Host:
                 if waiting["do"] == "execute":
                     self.refuse(waiting, "Interrupted", "the cell before it was interrupted")
             self.queue.clear()
-            self.kernel.interrupt()
+            if self.running and not self.is_begun:
+                # Now it would be lost.
+                self.interrupt_later = True
+            else:
+                self.kernel.interrupt()
         elif do == "keep":
             self.idle_s = float(request["idle_s"])
             self.active_at = time.monotonic()
@@ -614,7 +634,7 @@ class Host:
             self.announce()
             self.journal.cell = cell
         elif do == "restart":
-            self.restart("The kernel was restarted; its variables are gone.")
+            self.restart("the kernel was restarted; its variables are gone", is_told=True)
         elif do == "stop":
             self.end_reason = "stopped"
 
@@ -633,6 +653,7 @@ class Host:
 
     def start_cell(self, request: dict[str, Any]) -> None:
         self.running, self.reply, self.idle = request, None, False
+        self.is_begun = self.interrupt_later = False
         self.active_at = time.monotonic()
         self.journal.begin(request["id"])
         self.inputs_id = ""
@@ -659,6 +680,7 @@ class Host:
             # Also what threads of former cells print, and those without a cell.
             self.journal.stream(content["name"], content["text"])
         elif kind == "execute_input" and ours:
+            self.begin_cell()
             count = self.running.get("count") if self.running else None
             self.journal.add_soon(kind, {**content, "execution_count": count or content["execution_count"]})
         elif kind in COMMS or (kind in OUTPUTS and ours) or kind == "update_display_data":
@@ -667,6 +689,14 @@ class Host:
         elif kind == "status" and ours and content["execution_state"] == "idle":
             self.idle = True
             self.finish_cell()
+
+    def begin_cell(self) -> None:
+        self.is_begun = True
+        if self.interrupt_later:
+            self.interrupt_later = False
+            self.kernel.interrupt()
+            # It may still have come too early for the user's code.
+            self.interrupt_again_at = time.monotonic() + INTERRUPT_AGAIN_S
 
     def on_reply(self, message: dict[str, Any]) -> None:
         if message["parent_header"].get("msg_id") == self.message_id:
@@ -684,6 +714,7 @@ class Host:
         failed = self.reply["status"] != "ok"
         self.journal.end(self.reply)
         may_fail = self.running.get("may_fail")
+        self.interrupt_again_at = 0.0
         self.running, self.reply = None, None
         self.active_at = time.monotonic()
         if self.once and failed and not may_fail:
@@ -708,7 +739,8 @@ class Host:
         how = self.kernel.how_it_ended()
         self.restart(f"the kernel on the machine {how}; its variables are gone, and a new one is there")
 
-    def restart(self, why: str) -> None:
+    def restart(self, why: str, is_told: bool = False) -> None:
+        is_told = is_told or self.running is not None
         error = {"status": "error", "ename": "KernelDied", "evalue": why, "traceback": []}
         if self.running is not None:
             self.journal.end(error)
@@ -720,7 +752,7 @@ class Host:
         self.running, self.reply = None, None
         self.queue.clear()
         self.journal.begin("")
-        self.journal.add("kernel_restarted", {"reason": why})
+        self.journal.add("kernel_restarted", {"reason": why, "told": is_told})
         self.kernel.close()
         self.start_kernel()
 

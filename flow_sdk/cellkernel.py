@@ -49,6 +49,7 @@ def install(ipython: Any, node_folder: str, tails: str) -> None:
     shell.events.register("post_run_cell", drain)
     shell.kernel.raw_input = shell.kernel.getpass = refuse_input
     shell.set_custom_exc((NoInput,), show_no_input)
+    shell.ask_exit = refuse_exit
 
 
 def take_count(lines: list[str]) -> list[str]:
@@ -145,7 +146,11 @@ class Kept:
     def mark(self) -> threading.Event | None:
         """Sends a mark the way of what programs write; it sets the event when it comes through. None where there is
         nothing to wait for."""
-        found = os.fstat(self.fd)
+        try:
+            found = os.fstat(self.fd)
+        except OSError:
+            # The user has closed it.
+            return None
         # Not into a file that the user has put in the pipe's place.
         if self.watcher is None or found.st_ino != self.pipe:
             return None
@@ -234,6 +239,13 @@ NoInput.__name__ = NoInput.__qualname__ = "StdinNotImplementedError"
 
 def refuse_input(prompt: str = "", *_: Any, **__: Any) -> str:
     raise NoInput("a cell on the machine cannot ask; set a variable in the notebook and send it with -i")
+
+
+def refuse_exit() -> None:
+    """The kernel would end a moment later, under some other cell."""
+    sys.stderr.write(
+        "flow: exit() ends nothing here; %flow restart gives a fresh kernel, %flow stop ends the session.\n"
+    )
 
 
 def show_no_input(shell: Any, kind: Any, error: BaseException, trace: Any, tb_offset: Any = None) -> Any:

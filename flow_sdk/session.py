@@ -196,9 +196,16 @@ class Session:
         Raises:
             ValidationError, UploadTooLargeError: it cannot be sent.
         """
-        folder = Path(root or Path.cwd())
+        try:
+            folder = Path(root or Path.cwd())
+        except FileNotFoundError:
+            raise ValidationError(
+                "The folder of the notebook is gone.", ["Make it again, or open the notebook."]
+            ) from None
         if self._code is not None and self._code[0] == folder and not self._code[1].has_changed():
             return False
+        # Until what has changed there was sent, every cell looks.
+        self._forget_watch()
         packed = pack_code(self.config, folder, NOTEBOOKS)
         if packed is None:
             return False
@@ -216,13 +223,15 @@ class Session:
         write_private(note, json.dumps({"sha256": packed.sha256, "path": str(packed.path)}).encode())
         return True
 
+    def _forget_watch(self) -> None:
+        if self._code is not None:
+            self._code[1].close()
+        self._code = None
+
     def _watch_code(self, folder: Path, sha256: str) -> None:
         """Has the kernel tell when something in the folder changes, so that most cells need not look."""
         from flow_sdk import bundle
 
-        if self._code is not None:
-            self._code[1].close()
-        self._code = None
         below = bundle.folders(folder, settings.home() / "bundles", without=NOTEBOOKS)
         if not 0 < len(below) <= MOST_WATCHED:
             return
@@ -362,7 +371,10 @@ class Feed:
                 self.reply = {"status": "error", "ename": "SessionEnded", "evalue": evalue, "traceback": []}
 
     def _is_late(self, event: Event) -> bool:
-        """Whether it comes of something that a former cell left running, and shows nowhere else."""
+        """Whether it comes of something that a former cell left running, or tells of the kernel's end between two
+        cells, and shows nowhere else."""
+        if event["type"] == "kernel_restarted":
+            return not event["content"]["told"]
         return event["type"] in LATE and event["cell"] in self._session.own_cells
 
     def _last_words(self) -> Iterator[Event]:

@@ -26,6 +26,10 @@ def command_from_words(words: Sequence[str], no_upload: bool = False) -> str | l
         ValidationError: the file is not there, or nobody can tell how to run it.
     """
     word = words[0]
+    if len(words) > 1 and os.path.exists(whole := " ".join(words)):
+        raise ValidationError(
+            f"The file {whole!r} has blanks in its name.", [f"Put it in quotes: {shlex.quote(whole)}."]
+        )
     if len(words) > 1:
         interpreter = INTERPRETERS.get(Path(word).suffix) if os.path.isfile(word) else None
         return [*([interpreter] if interpreter else []), *words]
@@ -41,6 +45,10 @@ def command_from_words(words: Sequence[str], no_upload: bool = False) -> str | l
         near = [f"Did you mean {name}?" for name in get_close_matches(word, here, n=2)]
         raise ValidationError(f"There is no file {word} here.", near or ["Check the name, or cd to its folder."])
     if not is_file or (os.sep not in word and shutil.which(word)):
+        first = word.split(maxsplit=1)[0] if word.strip() else word
+        interpreter = INTERPRETERS.get(Path(first).suffix)
+        if interpreter and first != word and os.path.isfile(first) and not os.access(first, os.X_OK):
+            return f"{interpreter} {word}"
         return word
     inside = Path(os.path.relpath(path.resolve(), Path.cwd().resolve()))
     if not no_upload and inside.parts[0] == "..":

@@ -56,14 +56,9 @@ def test_what_fits_is_offered(completing: Notebook) -> None:
 def test_other_lines_are_left_alone(completing: Notebook) -> None:
     for line in ("gpu", "x = 'flow gpu=", "%%flow gpu=a100\ngp", "%%time gp", "%flowers gp"):
         assert not {"gpu=", "a100"} & tails(completing, line)
-    if is_old(completing):
-        # By itself, it offers nothing here either.
-        completing.run("%unload_ext flow_nb")
-        assert completing.complete("%%time\nimport os\nos.envi") == []
-        return
-    assert "environ" in {
-        found.rpartition(".")[2] for found in completing.complete("%%flow gpu=a100\nimport os\nos.envi")
-    }
+    completing.run("import os")
+    found = completing.complete("%%flow gpu=a100\nos.envi")
+    assert "environ" in {one.rpartition(".")[2] for one in found}
 
 
 def test_no_error_reaches_the_user(completing: Notebook, flow_home: Path) -> None:

@@ -103,7 +103,7 @@ def test_what_lines_do_is_shown(front: Front) -> None:
     front.notebook.run("%flow keep 2h")
     wait_for(lambda: front.notebook.run("1").status and front.value("idle_s") == 7200, 10, "the new idle time")
     front.notebook.run("%flow stop")
-    assert front.states()[-1] == "ended" and "Cancelled" in front.value("reason")
+    assert front.states()[-1] == "ended" and front.value("reason") == "stopped"
 
 
 def test_keep_and_stop_do_what_they_say(front: Front) -> None:
@@ -207,7 +207,7 @@ def test_a_browser_shows_it_and_its_buttons_work(page: Page, project: Path) -> N
     expect(button(panel, "Stop")).to_be_focused()
     button(panel, "Stop").click()
     button(panel, "End it").click()
-    expect(status).to_contain_text("ended: Cancelled by", timeout=20_000)
+    expect(status).to_contain_text("ended: stopped", timeout=20_000)
     expect(panel.locator("button:visible")).to_have_count(0)
     page.screenshot("panel-ended")
     use_dark_theme(page)

@@ -304,7 +304,7 @@ def test_files_commands_and_notebooks_are_submitted(notebook: Notebook, project:
     assert ran.text == "trained [] 0.1\n" and "completed" in data(ran)["text/plain"]
     assert notebook.run('%flow run "python train.py a b" env=RATE=1').text == "trained ['a', 'b'] 1\n"
     failed = notebook.run('%flow run "echo before; exit 3"')
-    assert failed.text == "before\n" and "exit code 3" in failed.errors_text and failed.status == "ok"
+    assert failed.text == "before\n" and failed.ename == "TaskFailedError" and "exit code 3" in failed.evalue
     assert "no file nothing.py" in notebook.run("%flow run nothing.py").evalue
     source = {
         "cells": [
@@ -321,6 +321,7 @@ def test_files_commands_and_notebooks_are_submitted(notebook: Notebook, project:
     }
     (project / "analysis.ipynb").write_text(json.dumps(source))
     whole = notebook.run("%flow run analysis.ipynb")
+    assert whole.ename == "TaskFailedError"
     assert "in 2\n" in whole.text and "analysis.executed.ipynb" in whole.errors_text
     executed = json.loads((project / "analysis.executed.ipynb").read_text())
     outputs = [one.get("outputs") for one in executed["cells"]]
@@ -468,3 +469,77 @@ def test_a_session_in_an_image(podman_image: str, notebook: Notebook) -> None:
     assert running.wait().ename == "KeyboardInterrupt"
     # The engine takes its time to remove a container.
     assert notebook.run("%flow stop").status == "ok"
+
+
+def test_code_that_was_refused_is_refused_until_it_can_be_sent(notebook: Notebook, project: Path) -> None:
+    loaded(notebook)
+    (project / "mod.py").write_text("F = 1\n")
+    assert cell(notebook, "%load_ext autoreload\n%autoreload 2\nimport mod; print(mod.F)").text == "1\n"
+    cell(notebook, "1")
+    (project / "big.bin").write_bytes(os.urandom(11_000_000))
+    (project / "mod.py").write_text("F = 2222\n")
+    for _ in range(3):
+        assert cell(notebook, "print(mod.F)").ename == "UploadTooLargeError"
+    (project / "big.bin").unlink()
+    assert cell(notebook, "print(mod.F)").text == "2222\n"
+
+
+def test_stop_while_the_session_starts_is_not_lost(notebook: Notebook) -> None:
+    loaded(notebook)
+    running = notebook.start("%%flow\nprint('ran')\nimport time; time.sleep(1000)")
+    running.until(lambda one: flow.list_tasks())
+    notebook.interrupt()
+    result = running.wait()
+    assert result.ename == "KeyboardInterrupt"
+    assert data(cell(notebook, "1 + 1"))["text/plain"] == "2"
+
+
+def test_reloading_the_extension_keeps_the_sessions(notebook: Notebook) -> None:
+    loaded(notebook)
+    cell(notebook, "x = 5")
+    notebook.run("%reload_ext flow_nb")
+    assert data(cell(notebook, "x"))["text/plain"] == "5"
+    assert len(sessions()) == 1
+
+
+def test_exit_ends_nothing_and_a_kernel_that_ends_is_told_of(notebook: Notebook, flow_home: Path) -> None:
+    loaded(notebook)
+    cell(notebook, "x = 5")
+    assert "%flow restart" in cell(notebook, "exit()").errors_text
+    assert data(cell(notebook, "x"))["text/plain"] == "5"
+    cell(notebook, "import os, threading\nthreading.Timer(0.2, os._exit, [3]).start()")
+    journal = flow.Session(flow.list_tasks(limit=1)[0]).journal(from_start=True)
+    wait_for(lambda: journal.last("kernel_restarted"), 20)
+    after = cell(notebook, "x")
+    assert "exit code 3" in after.errors_text and after.ename == "NameError"
+    assert "exit code 3" not in cell(notebook, "1").errors_text
+
+
+def test_idle_counts_for_the_session_that_is_there_and_is_always_checked(notebook: Notebook) -> None:
+    loaded(notebook)
+    cell(notebook, "1")
+    assert cell(notebook, "1", "idle=rubbish").ename == "ValidationError"
+    journal = flow.Session(flow.list_tasks(limit=1)[0]).journal()
+    assert cell(notebook, "1", "idle=20m").status == "ok"
+    wait_for(lambda: (journal.last("session") or {}).get("idle_s") == 1200.0)
+
+
+def test_what_people_mistype(notebook: Notebook, project: Path) -> None:
+    loaded(notebook)
+    notebook.run("a, none = 1, None")
+    assert data(cell(notebook, "a, none", "-i a, none"))["text/plain"] == "(1, None)"
+    assert "goes with --submit" in cell(notebook, "1", "--bg").evalue
+    assert "no variable's name" in cell(notebook, "1", "-o x-y").evalue
+    assert "within the %%flow" in cell(notebook, "%%flow\n1").evalue
+    assert "There is no session 'nope'" in notebook.run("%flow stop nope").evalue
+    assert 'goes in quotes: %flow run "train.py --lr 0.1"' in notebook.run("%flow run train.py --lr 0.1").evalue
+    (project / "my file.py").write_text("print('mine')")
+    assert "has blanks in its name" in notebook.run("%flow run my file.py").evalue
+    (project / "train.py").write_text("import sys; print(sys.argv[1:])")
+    assert notebook.run('%flow run "train.py --lr 0.1"').text == "['--lr', '0.1']\n"
+    assert "%flow attach" in notebook.run("%flow help").text
+    notebook.run("%flow defaults env=A=1")
+    assert "no defaults" in notebook.run("%flow defaults clear").text
+    captured = notebook.run("%%capture got\n%%flow\nprint(1)\n8")
+    assert not [one for one in captured.outputs if "8" in str(one.get("data", ""))]
+    assert notebook.run("print(len(got.outputs))").text.strip() in ("1", "2")
