@@ -120,14 +120,8 @@ def test_quickstart(execute: Callable[[str], Executed]) -> None:
     assert shown.text("%flow stop") == f"{session[1]} has ended.\n"
 
 
-@pytest.mark.parametrize("kind", ["notebook", "html"])
-def test_nbconvert_executes_quickstart(copies: Path, kind: str) -> None:
-    command("jupyter-nbconvert", "--execute", "--to", kind, "--output", "copy", "quickstart.ipynb")
-    if kind == "notebook":
-        shown = Executed(copies / "copy.ipynb")
-        assert is_png(shown.data("contourf"))
-        assert shown.text("came back").startswith("500 losses came back, from 0.693 to 0.0")
-        return
+def test_nbconvert_executes_quickstart(copies: Path) -> None:
+    command("jupyter-nbconvert", "--execute", "--to", "html", "--output", "copy", "quickstart.ipynb")
     page = (copies / "copy.html").read_text()
     assert "data:image/png;base64,iVBORw0KGgo" in page
     assert re.search(r"^in the session session-\w+$", page, re.MULTILINE)
