@@ -133,7 +133,7 @@ class FlowMagics(Magics):
 
     def greet(self) -> None:
         """After a restart of the kernel: which sessions are still there, and what they showed meanwhile."""
-        if "JPY_SESSION_NAME" not in os.environ or not (flow_home() / "flow.db").exists():
+        if "JPY_SESSION_NAME" not in os.environ:
             return
         for held in self.sessions:
             print(f"flow: the session {held.name} is still there, with its variables.")
@@ -346,11 +346,6 @@ class FlowMagics(Magics):
         if len(line.words) != 1:
             raise flow.ValidationError("This needs one task.", ["%flow status lists them."])
         return flow.get_task(line.words[0])
-
-
-def flow_home() -> Path:
-    given = os.environ.get("FLOW_HOME")
-    return Path(given) if given else Path.home() / ".flow"
 
 
 def numbered(cell: str) -> str:

@@ -180,11 +180,10 @@ class Journal:
         for pipe in self.streams.values():
             pipe.flush()
         while self.held:
-            size = self.append(self.held[0])
-            if not size:
+            if not self.append(self.held[0]):
                 return
             self.held.popleft()
-            self.held_bytes -= size
+        self.held_bytes = 0
         if not os.path.exists(self.reserve):
             self.take_reserve()
 
@@ -213,8 +212,8 @@ class Journal:
         while self.held_bytes > HELD_BYTES:
             self.held_bytes -= len(str(self.held.popleft()["content"]))
 
-    def append(self, event: dict[str, Any]) -> int:
-        """Writes one line, or none of it: its length, or 0 where the disk is full."""
+    def append(self, event: dict[str, Any]) -> bool:
+        """Writes one line, or none of it; returns whether there was room."""
         lines = [{"seq": number, **one} for number, one in enumerate([*self.soft, event], self.seq + 1)]
         texts = [json.dumps(line, ensure_ascii=False, default=encode) + "\n" for line in lines]
         data = "".join(texts).encode(errors="surrogatepass")
@@ -226,11 +225,11 @@ class Journal:
             if error.errno not in DISK_FULL:
                 raise
             os.ftruncate(self.fd, self.size)
-            return 0
+            return False
         self.seq += len(lines)
         self.size += len(data)
         self.soft = []
-        return len(data)
+        return True
 
     def say_full(self) -> None:
         self.retry_at = time.monotonic() + TICK_S
@@ -252,8 +251,8 @@ class Journal:
             self.tail_chars -= gone
             self.left_out_chars += gone
 
-    def end(self, reply: dict[str, Any]) -> None:
-        """Ends the cell: what was kept of a flood's end, with a word on what is missing before it, and the reply."""
+    def show_tail(self) -> None:
+        """Adds what was kept of a flood's end, with a word on what is missing before it."""
         self.flush()
         missing = [
             f"{count:,} {what}"
@@ -267,6 +266,10 @@ class Journal:
         for name, text in self.tail:
             self.put_stream(name, text)
         self.tail.clear()
+
+    def end(self, reply: dict[str, Any]) -> None:
+        """Ends the cell."""
+        self.show_tail()
         if self.held and not self.wait_for_room():
             evalue = "the disk of the machine is full; what the cell printed is kept, and comes when there is room"
             self.urgent("execute_reply", {"status": "error", "ename": "DiskFull", "evalue": evalue, "traceback": []})
@@ -509,7 +512,6 @@ class Host:
         self.active_at = time.monotonic()
         self.end_reason: str | None = None
         self.exit_code = 0
-        self.starts = 0
 
     def run(self) -> int:
         signal.signal(signal.SIGTERM, self.on_sigterm)
@@ -523,7 +525,7 @@ class Host:
             while self.end_reason is None:
                 self.step()
         finally:
-            self.journal.flush()
+            self.journal.show_tail()
             self.kernel.close()
         self.journal.begin("")
         self.journal.add("session_ended", {"reason": self.end_reason})
@@ -566,10 +568,9 @@ class Host:
 
     def announce(self) -> None:
         """What readers want to know of the session itself."""
-        self.journal.begin("")
         version = "{}.{}.{}".format(*sys.version_info)
         idle = {"idle_s": self.idle_s, "idle_at": time.time() + self.idle_s}
-        self.journal.add("session", {"python": version, **idle, "tails": self.kernel.folder})
+        self.journal.add("session", {"python": version, **idle, "tails": self.kernel.folder}, cell="")
 
     def step(self) -> None:
         due_s = self.journal.due_s()
@@ -630,9 +631,7 @@ class Host:
         elif do == "keep":
             self.idle_s = float(request["idle_s"])
             self.active_at = time.monotonic()
-            cell = self.journal.cell
             self.announce()
-            self.journal.cell = cell
         elif do == "restart":
             self.restart("the kernel was restarted; its variables are gone", is_told=True)
         elif do == "stop":

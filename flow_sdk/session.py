@@ -77,7 +77,7 @@ class Session:
         self._folder = self._directory.node(0)
         self._ended = Ended(task, 0)
         self._watch: Watch | None = None
-        self._code: tuple[Path, Watch] | None = None
+        self._code: tuple[Path, str, Watch] | None = None
         self._noted: tuple[int, dict[str, Any]] | None = None
         self.own_cells: set[str] = set()
         self.config = task.config
@@ -124,6 +124,8 @@ class Session:
     @classmethod
     def find(cls, tag: str = TAG) -> list[Session]:
         """The live sessions with that tag, newest first."""
+        if not (settings.home() / "flow.db").exists():
+            return []
         rows = store.list_rows(tag=tag)
         tasks = [Task(row) for row in rows if row.state not in taskdir.END_STATES]
         return [cls(task) for task in tasks if TAG in task.record.config.get("tags", ()) and not task.is_done]
@@ -202,30 +204,31 @@ class Session:
             raise ValidationError(
                 "The folder of the notebook is gone.", ["Make it again, or open the notebook."]
             ) from None
-        if self._code is not None and self._code[0] == folder and not self._code[1].has_changed():
+        note = self._directory.path / "code.json"
+        sent = self._code_sent(note)
+        if self._code is not None and self._code[:2] == (folder, sent["sha256"]) and not self._code[2].has_changed():
             return False
         # Until what has changed there was sent, every cell looks.
         self._forget_watch()
         packed = pack_code(self.config, folder, NOTEBOOKS)
         if packed is None:
             return False
-        self._watch_code(folder, packed.sha256)
-        note = self._directory.path / "code.json"
-        before = self._code_sent(note)
-        if before["sha256"] == packed.sha256:
+        if sent["sha256"] == packed.sha256:
+            self._watch_code(folder, packed.sha256)
             return False
         name = f"{packed.sha256}.tar.gz"
         target = self._folder / "objects" / name
         if not target.exists():
             target.parent.mkdir(mode=0o700, exist_ok=True)
             write_private(target, packed.path.read_bytes())
-        self._request({"do": "code", "bundle": name, "before": names_in(before["path"])})
+        self._request({"do": "code", "bundle": name, "before": names_in(sent["path"])})
         write_private(note, json.dumps({"sha256": packed.sha256, "path": str(packed.path)}).encode())
+        self._watch_code(folder, packed.sha256)
         return True
 
     def _forget_watch(self) -> None:
         if self._code is not None:
-            self._code[1].close()
+            self._code[2].close()
         self._code = None
 
     def _watch_code(self, folder: Path, sha256: str) -> None:
@@ -243,7 +246,7 @@ class Session:
         # What changed while the watch was being set up is seen now.
         again = pack_code(self.config, folder, NOTEBOOKS)
         if again is not None and again.sha256 == sha256:
-            self._code = folder, watch
+            self._code = folder, sha256, watch
         else:
             watch.close()
 

@@ -543,3 +543,22 @@ def test_what_people_mistype(notebook: Notebook, project: Path) -> None:
     captured = notebook.run("%%capture got\n%%flow\nprint(1)\n8")
     assert not [one for one in captured.outputs if "8" in str(one.get("data", ""))]
     assert notebook.run("print(len(got.outputs))").text.strip() in ("1", "2")
+
+
+def test_keep_and_stop_in_a_flood_lose_nothing_of_its_end(notebook: Notebook, project: Path) -> None:
+    loaded(notebook)
+    printed = project.parent / "printed"
+    code = (
+        "import time\nfor n in range(160_000): print(n, 'x' * 90)\nprint('the end', flush=True)\n"
+        f"time.sleep(0.2)\nopen({str(printed)!r}, 'w').close()\ntime.sleep(1000)"
+    )
+    running = notebook.start(f"%%flow\n{code}")
+    wait_for(printed.exists, 60)
+    (session,) = sessions()
+    journal = session.journal()
+    session.keep(3600)
+    wait_for(lambda: (journal.last("session") or {}).get("idle_s") == 3600.0)
+    session.stop()
+    result = running.wait()
+    assert result.ename == "SessionEnded" and result.text.endswith("the end\n")
+    assert "characters are left out here" in result.errors_text
