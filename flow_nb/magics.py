@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 import re
@@ -142,13 +141,7 @@ class FlowMagics(Magics):
 
     def submit(self, line: Line, cell: str, values: dict[str, Any]) -> flow.Task:
         """The cell as a task of its own."""
-        objects: dict[str, bytes] = {}
-        parts: variables.Parts = {}
-        for name, value in values.items():
-            pieces = [bytes(view) for view in variables.views(name, value)]
-            hashes = [hashlib.sha256(piece).hexdigest() for piece in pieces]
-            objects |= dict(zip(hashes, pieces, strict=True))
-            parts[name] = hashes
+        objects, parts = variables.pack(values)
         outputs = line.own.get("outputs", [])
         if outputs and line.own.get("bg"):
             raise flow.ValidationError("-o brings variables back at the end, and --bg does not wait for it.")

@@ -4,6 +4,7 @@ named by its content, so that what the other side has is not sent again."""
 from __future__ import annotations
 
 import ast
+import hashlib
 import pickle
 import platform
 import sys
@@ -47,8 +48,23 @@ def pick(names: Iterable[str], space: Mapping[str, Any]) -> dict[str, Any]:
 
             own = [one for one in space if one.isidentifier() and not one.startswith("_") and one not in SHELL_NAMES]
             near = [f"Did you mean {one}?" for one in get_close_matches(name, own, n=2)]
-            raise flow.ValidationError(f"There is no variable {name!r} in the notebook to send.", near)
+            raise flow.ValidationError(
+                f"There is no variable {name!r} in the notebook to send.",
+                near or ["Define it in a cell without %%flow."],
+            )
     return {name: space[name] for name in names}
+
+
+def pack(values: Mapping[str, Any]) -> tuple[dict[str, bytes], Parts]:
+    """Variables as objects for a machine that is not there yet: the content of each by its hash, and what they are made
+    of."""
+    objects: dict[str, bytes] = {}
+    parts: Parts = {}
+    for name, value in values.items():
+        pieces = [bytes(view) for view in views(name, value)]
+        parts[name] = [hashlib.sha256(piece).hexdigest() for piece in pieces]
+        objects |= dict(zip(parts[name], pieces, strict=True))
+    return objects, parts
 
 
 def send(session: flow.Session, values: Mapping[str, Any], sent: Parts) -> Parts:
